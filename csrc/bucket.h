@@ -1,0 +1,42 @@
+// What a kernel is handed: a table of tensors, their flat state, and the scalars of this step.
+// Nothing here knows a framework; Python has checked shapes, dtypes and devices before.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace wpadamw {
+
+enum class DType : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
+enum class RuleId : int;  // position in WPADAMW_FOR_EACH_RULE
+
+constexpr int kMaxStates = 3;
+
+// One tensor of a bucket, in memory order.
+struct Span {
+  uintptr_t param = 0;
+  uintptr_t grad = 0;     // 0: no gradient in this step, the tensor is left alone
+  int64_t offset = 0;     // of its state in the flat buffers, in elements
+  int64_t numel = 0;
+  int32_t row = 0;        // of Call::scalars: this operation's scalars
+  int32_t last_row = -1;  // of Call::scalars: the prediction that the parameter holds; -1: none
+};
+
+struct Bucket {
+  RuleId rule{};
+  DType param_dtype{};
+  void* weight = nullptr;  // flat backup of the true weights, or null
+  void* state[kMaxStates] = {};
+  std::vector<Span> spans;
+};
+
+enum class Operation { kStep, kStepAndPredict, kPredict, kRestore };
+
+struct Call {
+  Operation operation{};
+  DType grad_dtype{};
+  std::vector<double> scalars;  // rows of kNumScalars
+  int num_threads = 1;
+};
+
+}  // namespace wpadamw

@@ -1,0 +1,1 @@
+"""Triton kernels of wpadamw, installed as ``wpadamw.triton_kernels``."""

@@ -1,0 +1,10 @@
+"""AdamW with weight prediction: one memory pass, equal bits on every backend."""
+
+from importlib.metadata import version
+
+from wpadamw._backends import backends
+from wpadamw.attach import attach
+from wpadamw.optimizers import WPAdamW
+
+__all__ = ["WPAdamW", "attach", "backends"]
+__version__ = version("wpadamw")

@@ -1,0 +1,92 @@
+"""The C++ loop of ``csrc/cpu`` for CPU tensors."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+
+from wpadamw._backends.interface import BucketTensors, Gradients, Rows
+from wpadamw.scalars import NEUTRAL
+
+NAME = "cpp"
+
+
+@cache
+def _extension() -> Any:
+    try:
+        return importlib.import_module("wpadamw._C")
+    except ImportError as error:
+        return f"the extension wpadamw._C cannot be imported: {error}"
+
+
+def why_not(device_type: str) -> str | None:
+    """Why this backend cannot serve a type of device, or None if it can."""
+    if device_type != "cpu":
+        return "serves CPU tensors only"
+    return _extension() if isinstance(_extension(), str) else None
+
+
+def _dtype(dtype: torch.dtype) -> Any:
+    return getattr(_extension().DType, str(dtype).removeprefix("torch."))
+
+
+class Kernels:
+    """Predict, restore and step over a bucket in one parallel region each."""
+
+    def __init__(self, bucket: BucketTensors) -> None:
+        self.bucket = bucket  # keeps alive what the addresses point to
+        self.operation = _extension().Operation
+        self.param_dtype = _dtype(bucket.params[0].dtype)
+        self.dtypes = {dtype: _dtype(dtype) for dtype in (bucket.params[0].dtype, torch.float32)}
+        self.table = _extension().Bucket(
+            rule=bucket.rule.name,
+            param_dtype=self.param_dtype,
+            params=[param.data_ptr() for param in bucket.params],
+            offsets=bucket.offsets,
+            numels=[param.numel() for param in bucket.params],
+            weight=0 if bucket.weight_flat is None else bucket.weight_flat.data_ptr(),
+            state=[flat.data_ptr() for flat in bucket.state_flat],
+        )
+
+    def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
+        """Restore, update and, with ``predict_next``, predict."""
+        operation = self.operation.step_and_predict if predict_next else self.operation.step
+        self._run(operation, rows, last, grads.addresses, self.dtypes[grads.dtype])
+
+    def predict(self, rows: Rows) -> None:
+        """Go to the predicted weights."""
+        self._run(self.operation.predict, rows, Rows([None]))
+
+    def restore(self, last: Rows) -> None:
+        """Go to the true weights."""
+        self._run(self.operation.restore, Rows([NEUTRAL]), last)
+
+    def _run(
+        self, operation: Any, rows: Rows, last: Rows, grads: Any = (), grad_dtype: Any = None
+    ) -> None:
+        table = [number for row in rows.distinct for number in row or NEUTRAL]
+        last_index = self._append_last(table, last, len(rows.distinct))
+        self.table.run(
+            operation,
+            grads,
+            grad_dtype or self.param_dtype,
+            table,
+            rows.index,
+            last_index,
+            torch.get_num_threads(),
+        )
+
+    def _append_last(self, table: list[float], last: Rows, num_rows: int) -> list[int]:
+        """Adds the rows of ``last`` to the table; per parameter its row there, or -1 for none."""
+        if all(row is None for row in last.distinct):
+            return []
+        position = []
+        for row in last.distinct:
+            position.append(-1 if row is None else num_rows)
+            num_rows += row is not None
+            table.extend(row or ())
+        index = last.index or [0] * len(self.bucket.params)
+        return [position[i] for i in index]

@@ -1,0 +1,335 @@
+"""Buckets: parameters of one group that one kernel call serves, their state in flat buffers.
+
+Owns addresses, flat state and the caches over them. Knows nothing of modes, closures or files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wpadamw import layout
+from wpadamw._backends.interface import Backend, BucketTensors, Gradients, Rows
+from wpadamw.columns import Columns, StepOptions
+from wpadamw.rules import AdamW
+from wpadamw.scalars import NO_PREDICTION, Prediction
+
+# Each parameter starts at a multiple of this many elements of the flat buffers: whole cache lines
+# and whole 16-byte accesses for every dtype.
+PADDING = 64
+
+SPARSE_GRADIENT = "Adam does not support sparse gradients, please consider SparseAdam instead"
+
+# Every name that this package may put into the state of a parameter.
+OWN_NAMES = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight", "prediction"}
+
+StateDict = dict[str, Any]
+
+
+def all_same(left: Iterable[object], right: Iterable[object]) -> bool:
+    """Whether two equally long iterables hold the same objects."""
+    return all(map(operator.is_, left, right))
+
+
+def _check_shape(name: str, found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape:
+        raise RuntimeError(
+            f"{name} must have shape {tuple(expected.shape)} like the parameter, "
+            f"got {tuple(found.shape)}"
+        )
+
+
+def increment_version(tensors: Sequence[Tensor]) -> None:
+    """Tells autograd that kernels wrote to the tensors."""
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except TypeError:  # before torch 2.6 it takes one tensor
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)
+
+
+def _reference(grad: Tensor | None) -> Callable[[], Tensor | None]:
+    return weakref.ref(grad) if grad is not None else _no_gradient
+
+
+def _no_gradient() -> None:
+    return None
+
+
+def _addresses(tensors: list[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+class Bucket:
+    """Parameters that share device, dtype and rule, with their optimizer state.
+
+    Args:
+        params: parameters, none of them twice.
+        rule: the update rule.
+        has_backup: keep the true weights in the state.
+        backend: whose kernels to use.
+        states: per parameter the state so far, {} at its first gradient. Its tensors are copied
+            into the flat buffers and replaced by views of them.
+    """
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        rule: AdamW,
+        has_backup: bool,
+        backend: Backend,
+        states: list[StateDict],
+    ) -> None:
+        self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
+        self.locals = [layout.local(param) for param in params]
+        self.has_dtensors = any(map(operator.is_not, self.locals, params))
+        self.staged: dict[int, Tensor] = {}
+        dense = [self._dense(i) for i in range(len(params))]
+        self.param_addresses = self._addresses()
+        self.real_dtype = layout.REAL_DTYPE[params[0].dtype]
+        self.tensors = self._allocate(dense)
+        self._absorb()
+        self.kernels = backend.Kernels(self.tensors)
+        self.grad_refs: list[Callable[[], Tensor | None]] = []
+        self.grad_addresses: list[int] = []
+        self.grad_dtypes: set[torch.dtype] = set()
+        self.own_versions()
+
+    # Construction.
+
+    def _dense(self, i: int) -> Tensor:
+        """The memory that kernels read and write for parameter i."""
+        local = self.locals[i].detach()
+        if local.is_conj() or local.is_neg() or layout.overlaps(local):
+            raise RuntimeError(
+                f"params[{i}] must own one number per element, got a conjugate, negative or "
+                f"expanded view of shape {tuple(local.shape)} and strides {local.stride()}"
+            )
+        real = layout.as_real(local)
+        if layout.is_dense(real):
+            return real
+        # A view with gaps: kernels work on a dense copy of it.
+        self.staged[i] = real.contiguous()
+        return self.staged[i]
+
+    def _allocate(self, dense: list[Tensor]) -> BucketTensors:
+        padded = [-(-tensor.numel() // PADDING) * PADDING for tensor in dense]
+        offsets = [0, *itertools.accumulate(padded)]
+        total, device = offsets.pop(), dense[0].device
+
+        def flat() -> Tensor:
+            return torch.zeros(total, dtype=self.real_dtype, device=device)
+
+        def views(buffer: Tensor) -> list[Tensor]:
+            return [layout.view_like(buffer, o, t) for o, t in zip(offsets, dense, strict=True)]
+
+        weight_flat = flat() if self.has_backup else None
+        state_flat = [flat() for _ in self.rule.state_names]
+        return BucketTensors(
+            rule=self.rule,
+            params=dense,
+            offsets=offsets,
+            weight_flat=weight_flat,
+            state_flat=state_flat,
+            weight=None if weight_flat is None else views(weight_flat),
+            state=[views(buffer) for buffer in state_flat],
+        )
+
+    def _absorb(self) -> None:
+        """Copies what state there is into the flat buffers and puts views in its place."""
+        views = [self._views(i) for i in range(len(self.params))]
+        for i, state in enumerate(self.states):
+            for name in views[i].keys() & state.keys():
+                _check_shape(f"state of params[{i}]: {name}", state[name], views[i][name])
+        self.columns = Columns(self.states)
+        for i, state in enumerate(self.states):
+            self._absorb_parameter(i, state, views[i])
+        self.state_values = list(self._values())
+
+    def _views(self, i: int) -> StateDict:
+        kinds = dict(zip(self.rule.state_names, self.tensors.state, strict=True))
+        if self.tensors.weight is not None:
+            kinds["weight"] = self.tensors.weight
+        return {name: self._exposed(i, kind[i]) for name, kind in kinds.items()}
+
+    def _absorb_parameter(self, i: int, state: StateDict, views: StateDict) -> None:
+        if self.tensors.weight is not None and "weight" not in state:
+            self.tensors.weight[i].copy_(self.tensors.params[i])
+        for name in views.keys() & state.keys():
+            views[name].copy_(state[name])
+        for name in OWN_NAMES & state.keys():
+            del state[name]
+        state["step"] = self.columns.steps[i]
+        state.update(views)
+        state["prediction"] = self.columns.predictions[i]
+
+    def _exposed(self, i: int, view: Tensor) -> Tensor:
+        """A state view as users see it: complex, or DTensor, like the parameter."""
+        param = self.params[i]
+        if param.is_complex():
+            view = torch.view_as_complex(view)
+        if not layout.is_dtensor(param):
+            return view
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(
+            view,
+            param.device_mesh,  # type: ignore[attr-defined]
+            param.placements,  # type: ignore[attr-defined]
+            run_check=False,
+            shape=param.shape,
+            stride=param.stride(),
+        )
+
+    def _values(self) -> Iterable[object]:
+        return itertools.chain.from_iterable(map(dict.values, self.states))
+
+    # Is everything still where it was?
+
+    def _addresses(self) -> list[int]:
+        if self.has_dtensors:
+            self.locals = [layout.local(param) for param in self.params]
+        return [tensor.data_ptr() for tensor in self.locals]
+
+    def is_intact(self) -> bool:
+        """Whether parameters and state tensors are where they were at construction."""
+        return self._addresses() == self.param_addresses and all_same(
+            self._values(), self.state_values
+        )
+
+    def own_versions(self) -> None:
+        """Takes the present values of the parameters for the optimizer's own."""
+        self.versions = [tensor._version for tensor in self.locals]
+
+    def suspects(self) -> list[Tensor]:
+        """Parameters that were moved or written to since the last own write."""
+        now = zip(self._addresses(), [tensor._version for tensor in self.locals], strict=True)
+        then = zip(self.param_addresses, self.versions, strict=True)
+        pairs = zip(self.params, now, then, strict=True)
+        return [param for param, found, expected in pairs if found != expected]
+
+    def written_outside(self) -> list[int]:
+        """Indices of parameters that others wrote to since the last own write."""
+        versions = [tensor._version for tensor in self.locals]
+        if versions == self.versions:
+            return []
+        pairs = zip(versions, self.versions, strict=True)
+        return [i for i, (found, expected) in enumerate(pairs) if found != expected]
+
+    # Gradients.
+
+    def gradients(self) -> list[Gradients]:
+        """The gradients of this step, checked and dense, one entry per dtype.
+
+        Raises:
+            RuntimeError: for a gradient that does not fit its parameter; nothing is written.
+        """
+        grads = [param.grad for param in self.params]
+        if not any(grad is not None for grad in grads):
+            return []
+        if self._is_known(grads):
+            return self._by_dtype(grads, self.grad_addresses)
+        fitted = [self._fit(i, grad) for i, grad in enumerate(grads)]
+        addresses = _addresses(fitted)
+        # Copies must be made anew in every step. Weak references let zero_grad free the memory.
+        self.grad_refs = list(map(_reference, grads)) if all_same(fitted, grads) else []
+        self.grad_addresses = addresses
+        self.grad_dtypes = {grad.dtype for grad in fitted if grad is not None}
+        return self._by_dtype(fitted, addresses)
+
+    def _is_known(self, grads: list[Tensor | None]) -> bool:
+        """Whether these are the gradients of the last step, at their old addresses."""
+        return (
+            len(self.grad_refs) == len(grads)
+            and all_same([reference() for reference in self.grad_refs], grads)
+            and _addresses(grads) == self.grad_addresses
+        )
+
+    def _fit(self, i: int, grad: Tensor | None) -> Tensor | None:
+        """The gradient of parameter i in the parameter's memory order, as real numbers."""
+        if grad is None:
+            return None
+        if grad.layout != torch.strided:
+            raise RuntimeError(SPARSE_GRADIENT)
+        grad = layout.as_real(layout.local(grad))
+        dense = self.tensors.params[i]
+        if grad.shape != dense.shape or grad.device != dense.device:
+            raise RuntimeError(
+                f"the gradient of params[{i}] must have shape {tuple(dense.shape)} and device "
+                f"{dense.device} like the parameter, got {tuple(grad.shape)} and {grad.device}"
+            )
+        if grad.dtype not in (dense.dtype, torch.float32):
+            grad = grad.to(self.real_dtype)
+        if not layout.same_strides(grad, dense):
+            grad = torch.empty_like(dense, dtype=grad.dtype).copy_(grad)
+        return grad
+
+    def _by_dtype(self, grads: list[Tensor | None], addresses: list[int]) -> list[Gradients]:
+        if len(self.grad_dtypes) == 1:
+            return [Gradients(*self.grad_dtypes, grads, addresses)]
+        return [
+            Gradients(dtype, some, _addresses(some))
+            for dtype in self.grad_dtypes
+            for some in [[g if g is not None and g.dtype == dtype else None for g in grads]]
+        ]
+
+    def has_idle(self, grads: list[Gradients]) -> bool:
+        """Whether some parameter has none of these gradients."""
+        return not all(self._has_grad(grads))
+
+    def _has_grad(self, grads: list[Gradients]) -> list[bool]:
+        if len(grads) == 1:
+            return [tensor is not None for tensor in grads[0].tensors]
+        return [any(g.tensors[i] is not None for g in grads) for i in range(len(self.params))]
+
+    # The three operations.
+
+    def step(self, grads: list[Gradients], options: StepOptions, holds_prediction: bool) -> None:
+        """Restores, updates and, if asked to, predicts the parameters that have a gradient."""
+        if not grads:
+            return
+        has_grad = self._has_grad(grads)
+        rows = self.columns.step_rows(options)
+        last = self._last_rows(holds_prediction)
+        with self.writing(has_grad):
+            for some in grads:
+                self.kernels.step(some, rows, last, options.predict_next)
+        made = options.prediction if options.predict_next else NO_PREDICTION
+        self.columns.count_steps(has_grad)
+        self.columns.record(made, has_grad)
+
+    def predict(self, prediction: Prediction) -> None:
+        """Goes from true to predicted weights; ``prediction`` is for those that have none yet."""
+        self.columns.record(prediction, [not record.made for record in self.columns.records])
+        with self.writing():
+            self.kernels.predict(self.columns.prediction_rows())
+
+    def restore(self) -> None:
+        """Goes from predicted to true weights."""
+        with self.writing():
+            self.kernels.restore(self._last_rows(True))
+
+    def _last_rows(self, holds_prediction: bool) -> Rows:
+        """The predictions that parameters hold, where the backup does not make them needless."""
+        if self.has_backup or not holds_prediction:
+            return Rows([None])
+        return self.columns.prediction_rows(neutral=None)
+
+    @contextmanager
+    def writing(self, where: list[bool] | None = None) -> Iterator[None]:
+        """Stages parameters with gaps, and raises the version counters of what is written."""
+        for i, staged in self.staged.items():
+            staged.copy_(layout.as_real(self.locals[i]))
+        yield
+        for i, staged in self.staged.items():
+            layout.as_real(self.locals[i]).copy_(staged)
+        written = self.locals if where is None else list(itertools.compress(self.locals, where))
+        increment_version(written)
+        self.own_versions()

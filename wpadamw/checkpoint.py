@@ -1,0 +1,141 @@
+"""Reading a state dict: everything is checked and copied before anything of the optimizer changes.
+
+The base class would cast moments to the parameter's dtype, alias the given tensors, and accept
+tensors of any shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wpadamw import layout
+from wpadamw.buckets import OWN_NAMES, StateDict
+from wpadamw.plan import Group
+from wpadamw.scalars import Prediction
+
+# What an optimizer of this process decides for itself, whatever a file says.
+MODES = ("true", "predicted")
+
+
+def read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
+    """Copies of the saved groups with this optimizer's parameters in them.
+
+    Raises:
+        ValueError: if number or sizes of the groups differ, in torch's words.
+    """
+    if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
+        raise ValueError(f"state_dict['param_groups'] must be a list of dicts, got {saved!r:.200}")
+    if len(saved) != len(groups):
+        raise ValueError("loaded state dict has a different number of parameter groups")
+    if any(len(s.get("params", ())) != len(g["params"]) for s, g in zip(saved, groups, strict=True)):
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            "optimizer's group"
+        )
+    return [_read_group(s, g, i) for i, (s, g) in enumerate(zip(saved, groups, strict=True))]
+
+
+def _read_group(saved: Group, group: Group, index: int) -> Group:
+    mode = saved.get("weights_are", "true")
+    if mode not in MODES:
+        raise ValueError(
+            f"state_dict['param_groups'][{index}]['weights_are'] must be 'true' or 'predicted', "
+            f"got {mode!r}"
+        )
+    own = {key: value for key, value in group.items() if key not in ("params", "weights_are")}
+    loaded = {key: deepcopy(value) for key, value in saved.items() if key != "params"}
+    # A plain AdamW checkpoint knows nothing of prediction: those options stay as they are.
+    return {**own, "weights_are": mode, **loaded, "params": group["params"]}
+
+
+def read_state(
+    saved: Any, saved_groups: Sequence[Group], groups: Sequence[Group], names: Mapping[int, Sequence[str]]
+) -> dict[Tensor, StateDict]:
+    """Copies of the saved per-parameter states, on the parameters' devices.
+
+    Args:
+        saved: ``state_dict["state"]``.
+        saved_groups: the groups of the file, whose ``params`` number the parameters.
+        groups: the groups that `read_groups` returned.
+        names: per index of a group the names of its rule's state tensors.
+
+    Raises:
+        ValueError: for an entry that is missing, unknown, or of wrong shape or dtype.
+    """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"state_dict['state'] must be a dict, got {type(saved).__name__}")
+    owners: dict[Any, tuple[Tensor, int]] = {}
+    for i, (saved_group, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        owners.update({key: (p, i) for key, p in zip(saved_group["params"], group["params"], strict=True)})
+    unknown = [key for key in saved if key not in owners]
+    if unknown:
+        raise ValueError(
+            f"state_dict['state'] must have entries of the {len(owners)} parameters only, "
+            f"got {unknown[0]!r}"
+        )
+    state = {}
+    for key, entry in saved.items():
+        param, i = owners[key]
+        if entry:
+            state[param] = _read_entry(f"state_dict['state'][{key!r}]", entry, param, groups[i], names[i])
+    return state
+
+
+def _read_entry(
+    where: str, entry: Any, param: Tensor, group: Group, names: Sequence[str]
+) -> StateDict:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} must be a dict, got {type(entry).__name__}")
+    missing = [name for name in ("step", *names) if name not in entry]
+    if missing:
+        raise ValueError(f"{where} must have {missing[0]!r}, got only {sorted(map(str, entry))}")
+    extra = [name for name in entry if name not in OWN_NAMES]
+    if extra:
+        raise ValueError(f"{where} must have no entry {extra[0]!r}")
+    tensors = [*names, *(["weight"] if group["backup"] and "weight" in entry else [])]
+    state: StateDict = {"step": _read_step(where, entry["step"])}
+    state |= {name: _read_tensor(f"{where}[{name!r}]", entry[name], param) for name in tensors}
+    if "prediction" in entry:
+        state["prediction"] = _read_prediction(where, entry["prediction"])
+    return state
+
+
+def _read_step(where: str, value: Any) -> Tensor:
+    is_one_number = isinstance(value, (int, float)) or (
+        isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    )
+    number = float(value) if is_one_number else math.nan
+    if not (number >= 0 and number.is_integer()):
+        raise ValueError(f"{where}['step'] must be one whole number >= 0, got {value!r:.200}")
+    return torch.tensor(number)
+
+
+def _read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{where} must be a tensor, got {type(value).__name__}")
+    if value.shape != param.shape:
+        raise ValueError(
+            f"{where} must have shape {tuple(param.shape)} like its parameter, "
+            f"got {tuple(value.shape)}"
+        )
+    real_dtype = layout.REAL_DTYPE[param.dtype]
+    dtype = real_dtype.to_complex() if param.is_complex() else real_dtype
+    if value.is_complex() != param.is_complex() or not torch.can_cast(value.dtype, dtype) or (
+        torch.promote_types(value.dtype, dtype) != dtype
+    ):
+        raise ValueError(f"{where} must have dtype {dtype} or a narrower one, got {value.dtype}")
+    # Converted before it is moved: a copy even where dtype and device are the same.
+    return value.detach().to(device=param.device, dtype=dtype, copy=True)
+
+
+def _read_prediction(where: str, value: Any) -> Tensor:
+    fields = len(Prediction._fields)
+    if not isinstance(value, Tensor) or value.shape != (fields,) or not value.isfinite().all():
+        raise ValueError(f"{where}['prediction'] must be {fields} finite numbers, got {value!r:.200}")
+    return value.detach().to(device="cpu", dtype=torch.float64, copy=True)

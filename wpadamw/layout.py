@@ -1,0 +1,73 @@
+"""How a parameter, a gradient or a state tensor lies in memory.
+
+Kernels walk memory from the first to the last element. This module finds the dense real tensor
+behind a parameter: the local shard of a DTensor, the pairs of a complex tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The state of a parameter, and the mathematics, have this dtype.
+REAL_DTYPE = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float64: torch.float64,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, without importing torch.distributed."""
+    return type(tensor) is not torch.nn.Parameter and hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The shard of a DTensor that this process holds; any other tensor itself."""
+    if type(tensor) in (Tensor, torch.nn.Parameter) or not hasattr(tensor, "to_local"):
+        return tensor
+    return tensor.to_local()  # type: ignore[no-any-return]
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals; any other tensor itself, without lazy negation."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj().resolve_neg())
+    return tensor.resolve_neg()
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, each address once, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected and tensor.numel() > 0:
+            return False
+        expected *= size
+    return True
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Whether two elements may share an address (expanded tensors)."""
+    reach = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def view_like(flat: Tensor, offset: int, tensor: Tensor) -> Tensor:
+    """A view of a flat buffer with the shape and strides of a dense real tensor."""
+    return flat.as_strided(tensor.shape, tensor.stride(), flat.storage_offset() + offset)
+
+
+def same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape lie in memory in the same order."""
+    return a.stride() == b.stride() or all(
+        p == q or size == 1 for p, q, size in zip(a.stride(), b.stride(), a.shape, strict=True)
+    )

@@ -1,0 +1,116 @@
+"""The plan: which buckets serve a parameter group, and whether they still fit what they serve.
+
+Rebuilt lazily whenever parameters, options or state tensors were replaced, so it is never saved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wpadamw import _backends, layout
+from wpadamw.buckets import Bucket, StateDict
+from wpadamw.rules import AdamW
+
+Group = dict[str, Any]
+
+
+class GroupPlan:
+    """The buckets of one parameter group."""
+
+    def __init__(self, group: Group, rule: AdamW, backend_name: str) -> None:
+        self.group, self.rule, self.backend_name = group, rule, backend_name
+        self.has_backup: bool = group["backup"]
+        self.params: list[Tensor] = list(group["params"])
+        self.buckets: list[Bucket] = []
+        self.pending: list[Tensor] = list(self.params)  # parameters without state
+
+    def fits(self, group: Group, rule: AdamW) -> bool:
+        """Whether the plan was made for these parameters and this rule."""
+        return (
+            self.rule is rule
+            and self.has_backup == group["backup"]
+            and len(self.params) == len(group["params"])
+            and all(map(operator.is_, self.params, group["params"]))
+        )
+
+    def refresh(self, state: Mapping[Tensor, StateDict]) -> None:
+        """Replaces buckets that no longer fit, and serves parameters that have state by now."""
+        stale = [bucket for bucket in self.buckets if not self._is_intact(bucket, state)]
+        for bucket in stale:
+            self.buckets.remove(bucket)
+            self.pending += bucket.params
+        for bucket in self.buckets:
+            bucket.columns.refresh()
+        if self.pending:
+            self._adopt([param for param in self.pending if state.get(param)], state)
+        for bucket in stale:
+            self._doubt(bucket.suspects())
+
+    def _doubt(self, suspects: list[Tensor]) -> None:
+        """Has parameters that were moved or written to looked at as if just written to."""
+        ids = set(map(id, suspects))
+        for bucket in self.buckets:
+            for i, param in enumerate(bucket.params):
+                if id(param) in ids:
+                    bucket.versions[i] = -1
+
+    def start(self, state: Mapping[Tensor, StateDict]) -> None:
+        """Creates the state of parameters that have their first gradient."""
+        self._adopt([param for param in self.pending if param.grad is not None], state)
+
+    def _is_intact(self, bucket: Bucket, state: Mapping[Tensor, StateDict]) -> bool:
+        states = map(state.get, bucket.params)
+        return all(map(operator.is_, states, bucket.states)) and bucket.is_intact()
+
+    def _adopt(self, params: list[Tensor], state: Mapping[Tensor, StateDict]) -> None:
+        by_kind: dict[object, list[Tensor]] = {}
+        for param in params:
+            by_kind.setdefault((param.device, param.dtype), []).append(param)
+        for same_kind in by_kind.values():
+            self.buckets.append(self._bucket(same_kind, state))
+        chosen = set(map(id, params))
+        self.pending = [param for param in self.pending if id(param) not in chosen]
+
+    def _bucket(self, params: list[Tensor], state: Mapping[Tensor, StateDict]) -> Bucket:
+        backend = _backends.choose(self.backend_name, params[0].device.type)
+        # Defaultdict: asking for the state of a parameter creates it.
+        states = [state[param] for param in params]
+        return Bucket(params, self.rule, self.has_backup, backend, states)
+
+
+def check_dtype(param: Tensor) -> None:
+    """Raises TypeError for parameters of a dtype that has no rule of rounding here."""
+    if param.dtype not in layout.REAL_DTYPE:
+        known = ", ".join(str(dtype) for dtype in layout.REAL_DTYPE)
+        raise TypeError(f"params must have one of the dtypes {known}, got {param.dtype}")
+
+
+def check_unique(params: list[Any]) -> None:
+    """Raises ValueError for a parameter that is listed twice, alone or as (name, parameter)."""
+    tensors = [item[1] if isinstance(item, tuple) else item for item in params]
+    if len(set(map(id, tensors))) != len(tensors):
+        raise ValueError(
+            "optimizer contains a parameter group with duplicate parameters: params has "
+            f"{len(tensors)} entries, {len(set(map(id, tensors)))} of them distinct"
+        )
+
+
+def check_recoverable(group: Group) -> None:
+    """Raises ValueError where true weights cannot be computed from predicted ones."""
+    if group["backup"]:
+        return
+    s, lr, weight_decay = group["prediction_steps"], float(group["lr"]), group["weight_decay"]
+    if group["predict_decay"] and s * lr * weight_decay >= 1.0:
+        raise ValueError(
+            "backup=False needs prediction_steps * lr * weight_decay < 1, got "
+            f"{s} * {lr} * {weight_decay}"
+        )
+    narrow = [p.dtype for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)]
+    if narrow:
+        raise ValueError(f"backup=False needs float32 or float64 params, got {narrow[0]}")

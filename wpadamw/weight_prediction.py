@@ -1,0 +1,354 @@
+"""The semantics of an optimizer with weight prediction: modes, step, closures, checkpoints.
+
+Everything here is the same for every update rule; `wpadamw.optimizers` names rules and defaults.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from wpadamw import _backends, checkpoint, identify
+from wpadamw._backends.interface import Gradients
+from wpadamw.buckets import Bucket
+from wpadamw.columns import StepOptions
+from wpadamw.identify import Mode
+from wpadamw.plan import Group, GroupPlan, check_dtype, check_recoverable, check_unique
+from wpadamw.rules import AdamW
+from wpadamw.scalars import Prediction, group_prediction
+
+WRITTEN_OUTSIDE = (
+    "Parameters were written to from outside the optimizer (load_state_dict, clamp_, "
+    "re-initialisation, ...) and match neither its true nor its predicted weights. They are taken "
+    "as the new true weights. This is said once per optimizer."
+)
+
+
+class _Plans:
+    """Group plans and what else is derived. Shared by reference, never saved.
+
+    Wrappers copy an optimizer's ``__dict__`` (Lightning does), so derived data lives in one
+    mutable object and the mode lives in the parameter groups.
+    """
+
+    def __init__(self) -> None:
+        self.by_group: dict[int, GroupPlan] = {}
+        self.has_warned = False
+
+
+class _GroupStep(NamedTuple):
+    """A checked step over one group."""
+
+    group: Group
+    buckets: list[Bucket]
+    grads: list[list[Gradients]]
+    options: StepOptions
+
+    def has_work(self) -> bool:
+        return any(self.grads)
+
+    def run(self) -> None:
+        """Cannot fail: the group ends wholly in one mode."""
+        target: Mode = "predicted" if self.options.predict_next else "true"
+        for bucket, grads in zip(self.buckets, self.grads, strict=True):
+            holds_prediction = self.group["weights_are"] == "predicted"
+            if self.group["weights_are"] != target and bucket.has_idle(grads):
+                # Parameters without a gradient follow the group's mode without an update.
+                move(bucket, target, self.options.prediction)
+                holds_prediction = self.options.predict_next
+            bucket.step(grads, self.options, holds_prediction)
+        self.group["weights_are"] = target
+
+
+def move(bucket: Bucket, mode: Mode, prediction: Prediction) -> None:
+    """Takes a bucket from the other mode to this one."""
+    if mode == "true":
+        bucket.restore()
+    else:
+        bucket.predict(prediction)
+
+
+class WeightPrediction(Optimizer):
+    """Base class: AdamW's state and update, with parameters that can hold predicted weights."""
+
+    # Plain AdamW checkpoints and older ones lack these keys of a group.
+    group_defaults: ClassVar[dict[str, Any]] = {
+        "amsgrad": False,
+        "maximize": False,
+        "foreach": None,
+        "capturable": False,
+        "differentiable": False,
+        "fused": None,
+        "prediction_steps": 1.0,
+        "predict_decay": True,
+        "predict_in_step": True,
+        "backup": True,
+        "weights_are": "true",
+    }
+
+    def __init__(self, params: ParamsT, defaults: Group, *, amp: bool, backend: str) -> None:
+        _backends.check_name(backend)
+        self._plans = _Plans()
+        self._backend = backend
+        self._amp = amp
+        if amp:
+            self._step_supports_amp_scaling = True
+        super().__init__(params, defaults)
+
+    # What a subclass says.
+
+    def _rule(self, group: Group) -> AdamW:
+        """The update rule of a group."""
+        raise NotImplementedError
+
+    def _check_group(self, group: Group) -> None:
+        """Raises for hyper-parameters that make no sense."""
+        raise NotImplementedError
+
+    # Modes.
+
+    @property
+    def weights_are(self) -> Mode:
+        """What the parameters hold: ``"true"`` or ``"predicted"`` weights."""
+        modes = {group["weights_are"] for group in self.param_groups}
+        return "predicted" if "predicted" in modes else "true"
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    def predict(self) -> None:
+        """Go to the predicted weights: where the optimizer expects to be after its next step.
+
+        Idempotent, and free when the parameters hold them already. Parameters without a completed
+        update keep their true weights. After `restore` the same bits come back.
+        """
+        self._go("predicted")
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    def restore(self) -> None:
+        """Go to the true weights: what AdamW would hold. To evaluate, save and average.
+
+        Idempotent, free when the parameters hold them already, and exact (with ``backup=False``
+        to a few ulp).
+        """
+        self._go("true")
+
+    def train(self) -> None:
+        """The same as `predict`, under the name that training frameworks call."""
+        self.predict()
+
+    def eval(self) -> None:
+        """The same as `restore`, under the name that training frameworks call."""
+        self.restore()
+
+    @contextmanager
+    def true_weights(self) -> Iterator[None]:
+        """Run the body with true weights; the former state comes back, also after an error."""
+        was_predicted = [group for group in self.param_groups if group["weights_are"] != "true"]
+        self.restore()
+        try:
+            yield
+        finally:
+            for group in was_predicted:
+                self._move(group, "predicted")
+
+    def _go(self, mode: Mode) -> None:
+        for group in self.param_groups:
+            if group["weights_are"] != mode:
+                self._move(group, mode)
+
+    @torch.no_grad()
+    def _move(self, group: Group, mode: Mode) -> None:
+        if group["weights_are"] == mode:
+            return
+        prediction = group_prediction(group)
+        for bucket in self._refreshed(group).buckets:
+            move(bucket, mode, prediction)
+        group["weights_are"] = mode
+
+    # Step.
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Apply one update to the true weights and, with ``predict_in_step``, predict the next.
+
+        Restore, update and prediction are one memory pass. Works from either state. Parameters
+        without a gradient are left alone.
+
+        Args:
+            closure: evaluates the model and returns the loss; called at the predicted weights.
+
+        Returns:
+            What the closure returned, else None.
+
+        Raises:
+            RuntimeError: for sparse gradients and gradients that do not fit their parameter.
+                Weights and state are as before.
+        """
+        loss = None if closure is None else self._evaluate(closure)
+        grad_factor = self._grad_factor()
+        if grad_factor is None:
+            return loss
+        steps = self._prepare(grad_factor)
+        if any(step.has_work() for step in steps):
+            for step in steps:
+                step.run()
+        return loss
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        former = [group for group in self.param_groups if group["weights_are"] == "true"]
+        self.predict()
+        try:
+            with torch.enable_grad():
+                return closure()
+        except BaseException:
+            for group in former:
+                self._move(group, "true")
+            raise
+
+    def _grad_factor(self) -> float | None:
+        """What gradients are multiplied by, or None if an overflow makes this step void."""
+        found_inf = getattr(self, "found_inf", None)
+        if self._amp and found_inf is not None and float(found_inf) != 0.0:
+            return None
+        scale = getattr(self, "grad_scale", None)
+        return 1.0 if not self._amp or scale is None else 1.0 / float(scale)
+
+    def _prepare(self, grad_factor: float) -> list[_GroupStep]:
+        """Checks everything that a step needs, before anything is written."""
+        prepared = []
+        for group in self.param_groups:
+            check_recoverable(group)
+            plan = self._refreshed(group)
+            plan.start(self.state)
+            options = StepOptions(
+                prediction=group_prediction(group),
+                weight_decay=float(group["weight_decay"]),
+                grad_factor=-grad_factor if group["maximize"] else grad_factor,
+                predict_next=group["predict_in_step"],
+            )
+            grads = [bucket.gradients() for bucket in plan.buckets]
+            prepared.append(_GroupStep(group, plan.buckets, grads, options))
+        return prepared
+
+    # Plans.
+
+    def _refreshed(self, group: Group) -> GroupPlan:
+        """The group's plan, fit for the parameters and state of this moment."""
+        rule = self._rule(group)
+        plan = self._plans.by_group.get(id(group))
+        if plan is None or plan.group is not group or not plan.fits(group, rule):
+            if plan is not None and plan.group is group:
+                self._leave(plan)
+            plan = self._plans.by_group[id(group)] = GroupPlan(group, rule, self._backend)
+        plan.refresh(self.state)
+        for bucket in plan.buckets:
+            if written := bucket.written_outside():
+                found = {i: identify.identify(bucket, i) for i in written}
+                self._settle(bucket, found, group["weights_are"])
+        return plan
+
+    def _leave(self, plan: GroupPlan) -> None:
+        """Goes to true weights by the options under which the predictions were made."""
+        if plan.group["weights_are"] == "predicted":
+            plan.refresh(self.state)
+            for bucket in plan.buckets:
+                bucket.restore()
+            plan.group["weights_are"] = "true"
+
+    def _settle(self, bucket: Bucket, found: dict[int, identify.Found], mode: Mode) -> None:
+        if "neither" in found.values() and not self._plans.has_warned:
+            self._plans.has_warned = True  # first: a warning may be raised as an error
+            warnings.warn(WRITTEN_OUTSIDE, stacklevel=2)
+        identify.settle(bucket, found, mode)
+
+    # Groups and checkpoints.
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a parameter group; it starts in the optimizer's present mode.
+
+        Raises:
+            ValueError: for hyper-parameters out of range and duplicate parameters.
+            TypeError: for parameters of a dtype that is not supported.
+        """
+        group = {"weights_are": self.weights_are if self.param_groups else "true", **param_group}
+        if not isinstance(group["params"], (Tensor, set, dict)):
+            group["params"] = list(group["params"])
+            check_unique(group["params"])
+        super().add_param_group(group)
+        try:
+            for param in self.param_groups[-1]["params"]:
+                check_dtype(param)
+            self._check_group(self.param_groups[-1])
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_backend": self._backend, "_amp": self._amp}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plans = _Plans()
+        if self._amp:
+            self._step_supports_amp_scaling = True
+        for group in self.param_groups:
+            for key, value in self.group_defaults.items():
+                group.setdefault(key, value)
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain tensors and numbers, loadable with ``weights_only=True``.
+
+        As in torch its tensors are the optimizer's own: save or copy them before the next step.
+        """
+        for group in self.param_groups:
+            self._refreshed(group)
+        return super().state_dict()
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this optimizer or of ``torch.optim.AdamW``.
+
+        Load the model first. Whether it holds true or predicted weights is found by comparing it
+        with the backup in the file; if it is neither, the model is trusted, with a warning.
+
+        Raises:
+            ValueError: for a file that does not fit. Weights and state are as before.
+        """
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            if (replaced := pre_hook(self, state_dict)) is not None:
+                state_dict = replaced
+        groups = checkpoint.read_groups(state_dict.get("param_groups"), self.param_groups)
+        for group in groups:
+            self._check_group(group)
+        names = {i: self._rule(group).state_names for i, group in enumerate(groups)}
+        state = checkpoint.read_state(
+            state_dict.get("state"), state_dict["param_groups"], groups, names
+        )
+        self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups})
+        self._identify_loaded()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _identify_loaded(self) -> None:
+        for group in self.param_groups:
+            buckets = self._refreshed(group).buckets if group["backup"] else []
+            found = [
+                {i: identify.identify(bucket, i) for i in range(len(bucket.params))}
+                for bucket in buckets
+            ]
+            kinds = [kind for kinds in found for kind in kinds.values()]
+            group["weights_are"] = identify.common_mode(kinds) or group["weights_are"]
+            for bucket, kinds_of_bucket in zip(buckets, found, strict=True):
+                self._settle(bucket, kinds_of_bucket, group["weights_are"])
