@@ -18,6 +18,7 @@ class CMakeBuild(build_ext):
     """Configures and builds with Ninja in ``build_temp``, straight into the package's folder."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Configure and build one extension."""
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         build_dir = Path(self.build_temp).resolve()
         configure = [

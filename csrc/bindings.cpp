@@ -105,6 +105,21 @@ void run(Bucket& bucket, Operation operation, const Addresses& grads, DType grad
 }
 
 
+// Whether the values of the dicts are, in order, these very objects. A step asks this of every
+// tensor of its state; in Python it would take longer than the update of small tensors.
+bool holds(const py::list& dicts, const py::list& values) {
+  size_t i = 0;
+  for (const py::handle dict : dicts) {
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(dict.ptr(), &position, &key, &value)) {
+      if (i == values.size() || PyList_GET_ITEM(values.ptr(), i) != value) return false;
+      ++i;
+    }
+  }
+  return i == values.size();
+}
+
 std::vector<std::string> scalar_names() { return {kScalarNames, kScalarNames + kNumScalars}; }
 
 std::vector<std::string> rule_names() {
@@ -138,6 +153,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("scalars"), py::arg("rows"), py::arg("last_rows"), py::arg("num_threads"),
            py::arg("instruction_set") = nullptr);
 
+  m.def("holds", &holds, py::arg("dicts"), py::arg("values"));
   m.def("instruction_sets", &instruction_sets);
   m.def("rule_names", &rule_names);
   m.def("scalar_names", &scalar_names);

@@ -5,14 +5,14 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import torch
 from torch import nn
 
+from wpadamw.compat import disable_dynamo
 from wpadamw.weight_prediction import WeightPrediction
 
 
 class _Hook:
-    """A hook that acts on one module object only: copies and unpickled models carry an inert one."""
+    """A hook that acts on one module object only: copies of the model carry an inert one."""
 
     def __init__(self, module: nn.Module, optimizer: WeightPrediction) -> None:
         self.module = weakref.ref(module)
@@ -28,7 +28,7 @@ class _Hook:
 class _FollowMode(_Hook):
     """Before a forward: predicted weights in training mode, true weights in evaluation mode."""
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @disable_dynamo
     def __call__(self, module: nn.Module, *args: Any) -> None:
         if (optimizer := self._owner(module)) is not None:
             if module.training:
@@ -98,5 +98,5 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     handles = [model.register_forward_pre_hook(_FollowMode(model, optimizer), prepend=True)]
     for module in model.modules():
         hook = _RestoreBeforeSaving(module, optimizer)
-        handles.append(module.register_state_dict_pre_hook(hook))
+        handles.append(module.register_state_dict_pre_hook(hook))  # type: ignore[no-untyped-call]
     return Attachment(handles)

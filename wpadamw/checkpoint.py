@@ -16,10 +16,10 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw.buckets import OWN_NAMES, StateDict
+from wpadamw.compat import to_complex
 from wpadamw.plan import Group
 from wpadamw.scalars import Prediction
 
-# What an optimizer of this process decides for itself, whatever a file says.
 MODES = ("true", "predicted")
 
 
@@ -33,12 +33,13 @@ def read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
         raise ValueError(f"state_dict['param_groups'] must be a list of dicts, got {saved!r:.200}")
     if len(saved) != len(groups):
         raise ValueError("loaded state dict has a different number of parameter groups")
-    if any(len(s.get("params", ())) != len(g["params"]) for s, g in zip(saved, groups, strict=True)):
+    pairs = list(zip(saved, groups, strict=True))
+    if any(len(theirs.get("params", ())) != len(ours["params"]) for theirs, ours in pairs):
         raise ValueError(
             "loaded state dict contains a parameter group that doesn't match the size of "
             "optimizer's group"
         )
-    return [_read_group(s, g, i) for i, (s, g) in enumerate(zip(saved, groups, strict=True))]
+    return [_read_group(theirs, ours, i) for i, (theirs, ours) in enumerate(pairs)]
 
 
 def _read_group(saved: Group, group: Group, index: int) -> Group:
@@ -55,7 +56,10 @@ def _read_group(saved: Group, group: Group, index: int) -> Group:
 
 
 def read_state(
-    saved: Any, saved_groups: Sequence[Group], groups: Sequence[Group], names: Mapping[int, Sequence[str]]
+    saved: Any,
+    saved_groups: Sequence[Group],
+    groups: Sequence[Group],
+    state_names: Sequence[Sequence[str]],
 ) -> dict[Tensor, StateDict]:
     """Copies of the saved per-parameter states, on the parameters' devices.
 
@@ -63,44 +67,47 @@ def read_state(
         saved: ``state_dict["state"]``.
         saved_groups: the groups of the file, whose ``params`` number the parameters.
         groups: the groups that `read_groups` returned.
-        names: per index of a group the names of its rule's state tensors.
+        state_names: per group the names of its rule's state tensors.
 
     Raises:
         ValueError: for an entry that is missing, unknown, or of wrong shape or dtype.
     """
     if not isinstance(saved, Mapping):
         raise ValueError(f"state_dict['state'] must be a dict, got {type(saved).__name__}")
-    owners: dict[Any, tuple[Tensor, int]] = {}
-    for i, (saved_group, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        owners.update({key: (p, i) for key, p in zip(saved_group["params"], group["params"], strict=True)})
-    unknown = [key for key in saved if key not in owners]
-    if unknown:
-        raise ValueError(
-            f"state_dict['state'] must have entries of the {len(owners)} parameters only, "
-            f"got {unknown[0]!r}"
-        )
     state = {}
-    for key, entry in saved.items():
-        param, i = owners[key]
-        if entry:
-            state[param] = _read_entry(f"state_dict['state'][{key!r}]", entry, param, groups[i], names[i])
+    unread = dict(saved)
+    for theirs, ours, names in zip(saved_groups, groups, state_names, strict=True):
+        tensors = [*names, "weight"] if theirs.get("backup") else list(names)
+        required = [*tensors, "step"]
+        if "weights_are" in theirs:
+            required.append("prediction")
+        for key, param in zip(theirs["params"], ours["params"], strict=True):
+            if entry := unread.pop(key, None):
+                where = f"state_dict['state'][{key!r}]"
+                _check_names(where, entry, required)
+                state[param] = _read_entry(where, entry, param, tensors)
+    if unread:
+        raise ValueError(
+            f"state_dict['state'] has an entry of no parameter: {next(iter(unread))!r}"
+        )
     return state
 
 
-def _read_entry(
-    where: str, entry: Any, param: Tensor, group: Group, names: Sequence[str]
-) -> StateDict:
+def _check_names(where: str, entry: Any, required: Sequence[str]) -> None:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be a dict, got {type(entry).__name__}")
-    missing = [name for name in ("step", *names) if name not in entry]
+    missing = [name for name in required if name not in entry]
     if missing:
         raise ValueError(f"{where} must have {missing[0]!r}, got only {sorted(map(str, entry))}")
     extra = [name for name in entry if name not in OWN_NAMES]
     if extra:
         raise ValueError(f"{where} must have no entry {extra[0]!r}")
-    tensors = [*names, *(["weight"] if group["backup"] and "weight" in entry else [])]
+
+
+def _read_entry(where: str, entry: StateDict, param: Tensor, tensors: Sequence[str]) -> StateDict:
     state: StateDict = {"step": _read_step(where, entry["step"])}
-    state |= {name: _read_tensor(f"{where}[{name!r}]", entry[name], param) for name in tensors}
+    for name in tensors:
+        state[name] = _read_tensor(f"{where}[{name!r}]", entry[name], param)
     if "prediction" in entry:
         state["prediction"] = _read_prediction(where, entry["prediction"])
     return state
@@ -125,10 +132,9 @@ def _read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
             f"got {tuple(value.shape)}"
         )
     real_dtype = layout.REAL_DTYPE[param.dtype]
-    dtype = real_dtype.to_complex() if param.is_complex() else real_dtype
-    if value.is_complex() != param.is_complex() or not torch.can_cast(value.dtype, dtype) or (
-        torch.promote_types(value.dtype, dtype) != dtype
-    ):
+    dtype = to_complex(real_dtype) if param.is_complex() else real_dtype
+    is_exact = value.is_floating_point() or value.is_complex()
+    if not is_exact or torch.promote_types(value.dtype, dtype) != dtype:
         raise ValueError(f"{where} must have dtype {dtype} or a narrower one, got {value.dtype}")
     # Converted before it is moved: a copy even where dtype and device are the same.
     return value.detach().to(device=param.device, dtype=dtype, copy=True)
@@ -137,5 +143,7 @@ def _read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
 def _read_prediction(where: str, value: Any) -> Tensor:
     fields = len(Prediction._fields)
     if not isinstance(value, Tensor) or value.shape != (fields,) or not value.isfinite().all():
-        raise ValueError(f"{where}['prediction'] must be {fields} finite numbers, got {value!r:.200}")
+        raise ValueError(
+            f"{where}['prediction'] must be {fields} finite numbers, got {value!r:.200}"
+        )
     return value.detach().to(device="cpu", dtype=torch.float64, copy=True)

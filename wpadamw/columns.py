@@ -34,9 +34,10 @@ class StepOptions(NamedTuple):
 
 def _distinct_rows(keys: Sequence[Hashable], make: Callable[[Any], Scalars | None]) -> Rows:
     """One row per parameter; ``make`` runs once per distinct key."""
+    if keys.count(keys[0]) == len(keys):
+        return Rows([make(keys[0])])
     distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    index = [distinct[key] for key in keys] if len(distinct) > 1 else []
-    return Rows([make(key) for key in distinct], index)
+    return Rows([make(key) for key in distinct], [distinct[key] for key in keys])
 
 
 def _as_prediction(values: Any) -> Prediction:
@@ -50,6 +51,8 @@ class Columns:
         self.steps = torch.tensor([float(state.get("step", 0.0)) for state in states])
         predictions = [_as_prediction(state.get("prediction")) for state in states]
         self.predictions = torch.tensor(predictions, dtype=torch.float64)
+        self.counts: list[int] = []
+        self.records: list[Prediction] = []
         self._read()
 
     def refresh(self) -> None:
@@ -57,25 +60,26 @@ class Columns:
         if self.versions != (self.steps._version, self.predictions._version):
             self._read()
 
-    def count_steps(self, has_grad: list[bool]) -> None:
-        """One more update where there was a gradient."""
-        self.counts = list(map(operator.add, self.counts, has_grad))
-        if all(has_grad):
+    def count_steps(self, has_grad: list[bool] | None) -> None:
+        """One more update where there was a gradient (None: everywhere)."""
+        if has_grad is None:
+            self.counts = [count + 1 for count in self.counts]
             self.steps.add_(1.0)
         else:
+            self.counts = list(map(operator.add, self.counts, has_grad))
             self.steps.copy_(torch.tensor(self.counts, dtype=self.steps.dtype))
         self._own()
 
-    def record(self, prediction: Prediction, where: list[bool]) -> None:
-        """Notes the prediction that some parameters hold from now on."""
-        # The object that is there already, if equal: comparing objects then suffices below.
-        prediction = next((old for old in self.records[:1] if old == prediction), prediction)
-        pairs = zip(self.records, where, strict=True)
-        records = [prediction if chosen else old for old, chosen in pairs]
-        if all(map(operator.is_, records, self.records)):
+    def record(self, prediction: Prediction, where: list[bool] | None = None) -> None:
+        """Notes the prediction that parameters hold from now on (None: all of them)."""
+        if self.records.count(prediction) == len(self.records):
             return
-        self.records = records
-        self.predictions.copy_(torch.tensor(records, dtype=torch.float64))
+        if where is None:
+            self.records = [prediction] * len(self.records)
+        else:
+            pairs = zip(self.records, where, strict=True)
+            self.records = [prediction if chosen else old for old, chosen in pairs]
+        self.predictions.copy_(torch.tensor(self.records, dtype=torch.float64))
         self._own()
 
     def step_rows(self, options: StepOptions) -> Rows:

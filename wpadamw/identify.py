@@ -27,14 +27,18 @@ def predicted_weights(bucket: Bucket, i: int) -> Tensor:
     tensors, rule = bucket.tensors, bucket.rule
     assert tensors.weight is not None
     scalars = bucket.columns.prediction_rows()[i]
-    assert scalars is not None
     state = tuple(kind[i] for kind in tensors.state)
     predicted = rule.predict_weight(tensors.weight[i], rule.direction(state, scalars), scalars)
     return predicted.to(tensors.params[i].dtype)
 
 
-def identify(bucket: Bucket, i: int) -> Found:
-    """Compares parameter i with its backup and with the prediction from it."""
+def identify(bucket: Bucket, indices: Iterable[int]) -> dict[int, Found]:
+    """Compares parameters of a bucket with their backups and the predictions from them."""
+    bucket.stage()
+    return {i: _identify_parameter(bucket, i) for i in indices}
+
+
+def _identify_parameter(bucket: Bucket, i: int) -> Found:
     if bucket.tensors.weight is None:
         return "neither"
     held = bucket.tensors.params[i]
@@ -55,10 +59,9 @@ def common_mode(found: Iterable[Found]) -> Mode | None:
 
 def settle(bucket: Bucket, found: dict[int, Found], mode: Mode) -> None:
     """Brings parameters into their group's mode; those from outside become the true weights."""
-    where = [i in found for i in range(len(bucket.params))]
-    with bucket.writing(where):
-        for i, kind in found.items():
-            _settle_parameter(bucket, i, kind, mode)
+    for i, kind in found.items():
+        _settle_parameter(bucket, i, kind, mode)
+    bucket.finish_write([i in found for i in range(len(bucket.params))])
     if mode == "predicted":
         adopted = [found.get(i) == "neither" for i in range(len(bucket.params))]
         bucket.columns.record(NULL_PREDICTION, adopted)

@@ -5,7 +5,6 @@ Rebuilt lazily whenever parameters, options or state tensors were replaced, so i
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -39,15 +38,22 @@ class GroupPlan:
             and all(map(operator.is_, self.params, group["params"]))
         )
 
-    def refresh(self, state: Mapping[Tensor, StateDict]) -> None:
-        """Replaces buckets that no longer fit, and serves parameters that have state by now."""
-        stale = [bucket for bucket in self.buckets if not self._is_intact(bucket, state)]
+    def refresh(self, state: Mapping[Tensor, StateDict], has_same_states: bool) -> None:
+        """Replaces buckets that no longer fit, and serves parameters that have state by now.
+
+        ``has_same_states`` says that no parameter got another state dict since the last time.
+        """
+        stale = [
+            bucket
+            for bucket in self.buckets
+            if not (bucket.is_intact() and (has_same_states or bucket.has_states_of(state)))
+        ]
         for bucket in stale:
             self.buckets.remove(bucket)
             self.pending += bucket.params
         for bucket in self.buckets:
             bucket.columns.refresh()
-        if self.pending:
+        if self.pending and not (has_same_states and not stale):
             self._adopt([param for param in self.pending if state.get(param)], state)
         for bucket in stale:
             self._doubt(bucket.suspects())
@@ -63,10 +69,6 @@ class GroupPlan:
     def start(self, state: Mapping[Tensor, StateDict]) -> None:
         """Creates the state of parameters that have their first gradient."""
         self._adopt([param for param in self.pending if param.grad is not None], state)
-
-    def _is_intact(self, bucket: Bucket, state: Mapping[Tensor, StateDict]) -> bool:
-        states = map(state.get, bucket.params)
-        return all(map(operator.is_, states, bucket.states)) and bucket.is_intact()
 
     def _adopt(self, params: list[Tensor], state: Mapping[Tensor, StateDict]) -> None:
         by_kind: dict[object, list[Tensor]] = {}

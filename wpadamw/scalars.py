@@ -65,27 +65,26 @@ def group_prediction(group: dict[str, Any]) -> Prediction:
 
 def prediction_scalars(prediction: Prediction, count: int) -> Scalars:
     """Scalars that re-create a recorded prediction after ``count`` updates."""
-    _, lr, beta1, beta2, eps, weight_decay, prediction_steps = prediction
     if count == 0 or prediction in (NO_PREDICTION, NULL_PREDICTION):
         return NEUTRAL
-    return NEUTRAL._replace(
-        inv_sqrt_bc2=1.0 / math.sqrt(1.0 - beta2**count),
-        eps=eps,
-        predict_decay=1.0 - prediction_steps * lr * weight_decay,
-        predict_size=prediction_steps * lr / (1.0 - beta1**count),
-    )
+    return step_scalars(prediction, 0.0, count, 1.0)
 
 
 def step_scalars(
     prediction: Prediction, weight_decay: float, count: int, grad_factor: float
 ) -> Scalars:
     """Scalars of update number ``count`` and of the prediction from it."""
-    _, lr, beta1, beta2, *_ = prediction
-    return prediction_scalars(prediction, count)._replace(
+    _, lr, beta1, beta2, eps, predicted_weight_decay, prediction_steps = prediction
+    bias_correction1 = 1.0 - beta1**count
+    return Scalars(
         grad_factor=grad_factor,
         one_minus_beta1=1.0 - beta1,
         beta2=beta2,
         one_minus_beta2=1.0 - beta2,
+        inv_sqrt_bc2=1.0 / math.sqrt(1.0 - beta2**count),
+        eps=eps,
         decay=1.0 - lr * weight_decay,
-        step_size=lr / (1.0 - beta1**count),
+        step_size=lr / bias_correction1,
+        predict_decay=1.0 - prediction_steps * lr * predicted_weight_decay,
+        predict_size=prediction_steps * lr / bias_correction1,
     )

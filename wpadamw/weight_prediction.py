@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, checkpoint, identify
-from wpadamw._backends.interface import Gradients
-from wpadamw.buckets import Bucket
+from wpadamw.buckets import Bucket, StateDict, StepGradients, holds
 from wpadamw.columns import StepOptions
+from wpadamw.compat import disable_dynamo, needs_profiled_step
 from wpadamw.identify import Mode
 from wpadamw.plan import Group, GroupPlan, check_dtype, check_recoverable, check_unique
 from wpadamw.rules import AdamW
@@ -40,6 +40,7 @@ class _Plans:
 
     def __init__(self) -> None:
         self.by_group: dict[int, GroupPlan] = {}
+        self.states: list[StateDict] = []  # the values of opt.state when plans last looked
         self.has_warned = False
 
 
@@ -48,22 +49,20 @@ class _GroupStep(NamedTuple):
 
     group: Group
     buckets: list[Bucket]
-    grads: list[list[Gradients]]
+    grads: list[StepGradients | None]
     options: StepOptions
-
-    def has_work(self) -> bool:
-        return any(self.grads)
 
     def run(self) -> None:
         """Cannot fail: the group ends wholly in one mode."""
         target: Mode = "predicted" if self.options.predict_next else "true"
+        changes_mode = self.group["weights_are"] != target
         for bucket, grads in zip(self.buckets, self.grads, strict=True):
-            holds_prediction = self.group["weights_are"] == "predicted"
-            if self.group["weights_are"] != target and bucket.has_idle(grads):
-                # Parameters without a gradient follow the group's mode without an update.
+            is_moved = changes_mode and (grads is None or grads.has_grad is not None)
+            if is_moved:  # parameters without a gradient follow the mode without an update
                 move(bucket, target, self.options.prediction)
-                holds_prediction = self.options.predict_next
-            bucket.step(grads, self.options, holds_prediction)
+            mode = target if is_moved else self.group["weights_are"]
+            if grads is not None:
+                bucket.step(grads, self.options, holds_prediction=mode == "predicted")
         self.group["weights_are"] = target
 
 
@@ -120,7 +119,7 @@ class WeightPrediction(Optimizer):
         modes = {group["weights_are"] for group in self.param_groups}
         return "predicted" if "predicted" in modes else "true"
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @disable_dynamo
     def predict(self) -> None:
         """Go to the predicted weights: where the optimizer expects to be after its next step.
 
@@ -129,7 +128,7 @@ class WeightPrediction(Optimizer):
         """
         self._go("predicted")
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @disable_dynamo
     def restore(self) -> None:
         """Go to the true weights: what AdamW would hold. To evaluate, save and average.
 
@@ -173,9 +172,7 @@ class WeightPrediction(Optimizer):
 
     # Step.
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update to the true weights and, with ``predict_in_step``, predict the next.
 
         Restore, update and prediction are one memory pass. Works from either state. Parameters
@@ -191,15 +188,26 @@ class WeightPrediction(Optimizer):
             RuntimeError: for sparse gradients and gradients that do not fit their parameter.
                 Weights and state are as before.
         """
+        if needs_profiled_step(self):
+            return self._profiled_step(closure)
+        return self._step(closure)
+
+    # Tells the base class not to wrap it: torch's wrapper opens a profiler range in every step,
+    # which takes as long as everything else that a step does on the host.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None if closure is None else self._evaluate(closure)
         grad_factor = self._grad_factor()
         if grad_factor is None:
             return loss
         steps = self._prepare(grad_factor)
-        if any(step.has_work() for step in steps):
+        if any(grads is not None for step in steps for grads in step.grads):
             for step in steps:
                 step.run()
         return loss
+
+    _profiled_step = Optimizer.profile_hook_step(_step)
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         former = [group for group in self.param_groups if group["weights_are"] == "true"]
@@ -247,17 +255,20 @@ class WeightPrediction(Optimizer):
             if plan is not None and plan.group is group:
                 self._leave(plan)
             plan = self._plans.by_group[id(group)] = GroupPlan(group, rule, self._backend)
-        plan.refresh(self.state)
+        if holds([self.state], self._plans.states):
+            plan.refresh(self.state, has_same_states=True)
+        else:
+            plan.refresh(self.state, has_same_states=False)
+            self._plans.states = list(self.state.values())
         for bucket in plan.buckets:
             if written := bucket.written_outside():
-                found = {i: identify.identify(bucket, i) for i in written}
-                self._settle(bucket, found, group["weights_are"])
+                self._settle(bucket, identify.identify(bucket, written), group["weights_are"])
         return plan
 
     def _leave(self, plan: GroupPlan) -> None:
         """Goes to true weights by the options under which the predictions were made."""
         if plan.group["weights_are"] == "predicted":
-            plan.refresh(self.state)
+            plan.refresh(self.state, has_same_states=False)
             for bucket in plan.buckets:
                 bucket.restore()
             plan.group["weights_are"] = "true"
@@ -303,7 +314,7 @@ class WeightPrediction(Optimizer):
             for key, value in self.group_defaults.items():
                 group.setdefault(key, value)
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @disable_dynamo
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """The state as plain tensors and numbers, loadable with ``weights_only=True``.
@@ -314,7 +325,7 @@ class WeightPrediction(Optimizer):
             self._refreshed(group)
         return super().state_dict()
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @disable_dynamo
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this optimizer or of ``torch.optim.AdamW``.
@@ -332,7 +343,7 @@ class WeightPrediction(Optimizer):
         groups = checkpoint.read_groups(state_dict.get("param_groups"), self.param_groups)
         for group in groups:
             self._check_group(group)
-        names = {i: self._rule(group).state_names for i, group in enumerate(groups)}
+        names = [self._rule(group).state_names for group in groups]
         state = checkpoint.read_state(
             state_dict.get("state"), state_dict["param_groups"], groups, names
         )
@@ -344,10 +355,7 @@ class WeightPrediction(Optimizer):
     def _identify_loaded(self) -> None:
         for group in self.param_groups:
             buckets = self._refreshed(group).buckets if group["backup"] else []
-            found = [
-                {i: identify.identify(bucket, i) for i in range(len(bucket.params))}
-                for bucket in buckets
-            ]
+            found = [identify.identify(bucket, range(len(bucket.params))) for bucket in buckets]
             kinds = [kind for kinds in found for kind in kinds.values()]
             group["weights_are"] = identify.common_mode(kinds) or group["weights_are"]
             for bucket, kinds_of_bucket in zip(buckets, found, strict=True):

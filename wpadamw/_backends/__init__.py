@@ -18,14 +18,18 @@ class _Absent:
     def why_not(self, device_type: str) -> str | None:
         return "not part of this release"
 
-    def Kernels(self, bucket: Any) -> Any:  # noqa: N802
+    def Kernels(self, bucket: Any) -> Any:
         raise NotImplementedError(self.NAME)
 
 
 # Per type of device, in the order in which backend="auto" tries them.
 _BY_DEVICE: dict[str, tuple[Backend, ...]] = {
     "cpu": (cast(Backend, cpp), cast(Backend, torch)),
-    "cuda": (_Absent("cuda"), _Absent("triton"), cast(Backend, torch)),
+    "cuda": (
+        cast(Backend, _Absent("cuda")),
+        cast(Backend, _Absent("triton")),
+        cast(Backend, torch),
+    ),
 }
 # Other devices are served by the specification.
 _ANYWHERE = (cast(Backend, torch),)

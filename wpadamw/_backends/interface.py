@@ -21,7 +21,8 @@ class Gradients(NamedTuple):
     addresses: Sequence[int]  # 0 for None
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Scalars per parameter: few distinct rows, and which of them each parameter takes.
 
     An empty ``index`` stands for row 0 everywhere. None as a row says that the parameter holds its
@@ -31,9 +32,14 @@ class Rows(NamedTuple):
     distinct: Sequence[Scalars | None]
     index: Sequence[int] = ()
 
-    def __getitem__(self, i: int) -> Scalars | None:  # type: ignore[override]
+    def get(self, i: int) -> Scalars | None:
         """The row of parameter ``i``."""
         return self.distinct[self.index[i] if self.index else 0]
+
+    def __getitem__(self, i: int) -> Scalars:
+        row = self.get(i)
+        assert row is not None
+        return row
 
 
 @dataclass
@@ -70,5 +76,5 @@ class Backend(Protocol):
     def why_not(self, device_type: str) -> str | None:
         """Why it cannot serve a type of device here, or None if it can."""
 
-    def Kernels(self, bucket: BucketTensors) -> Kernels:  # noqa: N802
+    def Kernels(self, bucket: BucketTensors) -> Kernels:
         """Bind the operations to a bucket."""

@@ -22,32 +22,30 @@ class Kernels:
     def __init__(self, bucket: BucketTensors) -> None:
         self.bucket = bucket
 
+    @torch.no_grad()
     def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
         """Restore, update and, with ``predict_next``, predict."""
         for i, grad in enumerate(grads.tensors):
             if grad is not None:
-                self._step_parameter(i, grad, rows[i], last[i], predict_next)
+                self._step_parameter(i, grad, rows[i], last.get(i), predict_next)
 
+    @torch.no_grad()
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
         for i, param in enumerate(self.bucket.params):
             state, s = self._state(i), rows[i]
-            assert s is not None
-            weight = self._true_weight(i, None)
-            predicted = self.bucket.rule.predict_weight(
-                weight, self.bucket.rule.direction(state, s), s
-            )
-            param.copy_(predicted)
+            weight, direction = self._true_weight(i, None), self.bucket.rule.direction(state, s)
+            param.copy_(self.bucket.rule.predict_weight(weight, direction, s))
 
+    @torch.no_grad()
     def restore(self, last: Rows) -> None:
         """Go to the true weights."""
         for i, param in enumerate(self.bucket.params):
-            param.copy_(self._true_weight(i, last[i]))
+            param.copy_(self._true_weight(i, last.get(i)))
 
     def _step_parameter(
-        self, i: int, grad: Tensor, s: Scalars | None, last: Scalars | None, predict_next: bool
+        self, i: int, grad: Tensor, s: Scalars, last: Scalars | None, predict_next: bool
     ) -> None:
-        assert s is not None
         rule, state = self.bucket.rule, self._state(i)
         weight = self._true_weight(i, last)
         new_state = rule.update(state, grad.to(weight.dtype) * s.grad_factor, s)
@@ -71,5 +69,3 @@ class Kernels:
             return param.clone()
         rule = self.bucket.rule
         return rule.recover_weight(param, rule.direction(self._state(i), last), last)
-
-

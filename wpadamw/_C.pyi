@@ -1,0 +1,42 @@
+from collections.abc import Sequence
+from typing import Any
+
+class DType:
+    float32: DType
+    bfloat16: DType
+    float16: DType
+    float64: DType
+
+class Operation:
+    step: Operation
+    step_and_predict: Operation
+    predict: Operation
+    restore: Operation
+
+class Bucket:
+    def __init__(
+        self,
+        rule: str,
+        param_dtype: DType,
+        params: Sequence[int],
+        offsets: Sequence[int],
+        numels: Sequence[int],
+        weight: int,
+        state: Sequence[int],
+    ) -> None: ...
+    def run(
+        self,
+        operation: Operation,
+        grads: Sequence[int],
+        grad_dtype: DType,
+        scalars: Sequence[float],
+        rows: Sequence[int],
+        last_rows: Sequence[int],
+        num_threads: int,
+        instruction_set: str | None = None,
+    ) -> None: ...
+
+def holds(dicts: list[dict[Any, Any]], values: list[Any]) -> bool: ...
+def instruction_sets() -> list[str]: ...
+def rule_names() -> list[str]: ...
+def scalar_names() -> list[str]: ...

@@ -1,0 +1,43 @@
+"""What is needed of torch that has no public name, or differs between the versions supported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
+from torch.optim.optimizer import Optimizer
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def disable_dynamo(function: Function) -> Function:
+    """Keeps torch.compile from tracing into a function; unlike the public one, imports lazily."""
+    return cast(Function, torch._disable_dynamo(function))  # type: ignore[attr-defined]
+
+
+def increment_version(tensors: Sequence[Tensor]) -> None:
+    """Tells autograd that kernels wrote to the tensors."""
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except TypeError:  # before torch 2.6 it takes one tensor
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)
+
+
+def needs_profiled_step(optimizer: Optimizer) -> bool:
+    """Whether a profiler runs or step hooks are registered."""
+    return bool(
+        torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or torch_optimizer._global_optimizer_pre_hooks
+        or torch_optimizer._global_optimizer_post_hooks
+    )
+
+
+def to_complex(dtype: torch.dtype) -> torch.dtype:
+    """The complex dtype of pairs of a real one."""
+    return {torch.float32: torch.complex64, torch.float64: torch.complex128}[dtype]
