@@ -18,8 +18,8 @@ namespace {
 // spread evenly. Also the border between threads, so that no two write to one line of the state.
 constexpr int64_t kBlock = 32;
 
-// How far ahead of its use a line is asked for, in elements. The hardware's prefetchers alone leave
-// a fifth of the bandwidth unused with this many arrays; further ahead is slower again.
+// How far ahead of its use a line is asked for, in elements. With this many arrays the hardware's
+// prefetchers alone fall short; further ahead than this is slower again.
 constexpr int64_t kPrefetchAhead = 128;
 
 // Below this many elements a second thread costs more to wake than it saves.
@@ -138,11 +138,16 @@ struct Tensor {
 
   template <Operation kOperation>
   void run_range(int64_t begin, int64_t end, bool streaming, Source source) const {
-    switch (source) {
-      case Source::kBackup: return run_range<kOperation, Source::kBackup>(begin, end, streaming);
-      case Source::kParam: return run_range<kOperation, Source::kParam>(begin, end, streaming);
-      case Source::kPrediction:
-        return run_range<kOperation, Source::kPrediction>(begin, end, streaming);
+    // Parameters narrower than their state always have a backup: it is their master weight.
+    if constexpr (sizeof(param_t) < sizeof(real_t)) {
+      return run_range<kOperation, Source::kBackup>(begin, end, streaming);
+    } else {
+      switch (source) {
+        case Source::kBackup: return run_range<kOperation, Source::kBackup>(begin, end, streaming);
+        case Source::kParam: return run_range<kOperation, Source::kParam>(begin, end, streaming);
+        case Source::kPrediction:
+          return run_range<kOperation, Source::kPrediction>(begin, end, streaming);
+      }
     }
   }
 

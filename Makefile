@@ -1,0 +1,33 @@
+# `make train` runs the main job, `make test` the tests; both build what they need on first use.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: train test lint bench clean
+
+train: $(INSTALLED)
+	$(BIN)/python -m wpadamw train $(ARGS)
+
+test: $(INSTALLED)
+	WPADAMW_EXPECT_BACKENDS=cpp,torch $(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/run.py $(ARGS)
+	$(BIN)/python bench/report.py
+
+# torch is pinned here, for reproducible tests; the package itself takes any torch >= 2.4.
+$(INSTALLED): $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info wpadamw/_C*.so
