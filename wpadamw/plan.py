@@ -54,7 +54,7 @@ class GroupPlan:
         for bucket in self.buckets:
             bucket.columns.refresh()
         if self.pending and not (has_same_states and not stale):
-            self._adopt([param for param in self.pending if state.get(param)], state)
+            self.adopt([param for param in self.pending if state.get(param)], state)
         for bucket in stale:
             self._doubt(bucket.suspects())
 
@@ -66,11 +66,12 @@ class GroupPlan:
                 if id(param) in ids:
                     bucket.versions[i] = -1
 
-    def start(self, state: Mapping[Tensor, StateDict]) -> None:
-        """Creates the state of parameters that have their first gradient."""
-        self._adopt([param for param in self.pending if param.grad is not None], state)
+    def starting(self) -> list[Tensor]:
+        """Parameters that have their first gradient."""
+        return [param for param in self.pending if param.grad is not None]
 
-    def _adopt(self, params: list[Tensor], state: Mapping[Tensor, StateDict]) -> None:
+    def adopt(self, params: list[Tensor], state: Mapping[Tensor, StateDict]) -> None:
+        """Serves parameters from now on; creates state where there is none."""
         by_kind: dict[object, list[Tensor]] = {}
         for param in params:
             by_kind.setdefault((param.device, param.dtype), []).append(param)

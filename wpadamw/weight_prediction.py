@@ -93,7 +93,7 @@ class WeightPrediction(Optimizer):
     }
 
     def __init__(self, params: ParamsT, defaults: Group, *, amp: bool, backend: str) -> None:
-        _backends.check_name(backend)
+        _backends.check_available(backend)
         self._plans = _Plans()
         self._backend = backend
         self._amp = amp
@@ -163,11 +163,10 @@ class WeightPrediction(Optimizer):
 
     @torch.no_grad()
     def _move(self, group: Group, mode: Mode) -> None:
-        if group["weights_are"] == mode:
-            return
-        prediction = group_prediction(group)
-        for bucket in self._refreshed(group).buckets:
-            move(bucket, mode, prediction)
+        plan = self._refreshed(group)
+        if group["weights_are"] != mode:  # a new plan begins with true weights
+            for bucket in plan.buckets:
+                move(bucket, mode, group_prediction(group))
         group["weights_are"] = mode
 
     # Step.
@@ -230,20 +229,28 @@ class WeightPrediction(Optimizer):
 
     def _prepare(self, grad_factor: float) -> list[_GroupStep]:
         """Checks everything that a step needs, before anything is written."""
-        prepared = []
-        for group in self.param_groups:
-            check_recoverable(group)
-            plan = self._refreshed(group)
-            plan.start(self.state)
-            options = StepOptions(
-                prediction=group_prediction(group),
-                weight_decay=float(group["weight_decay"]),
-                grad_factor=-grad_factor if group["maximize"] else grad_factor,
-                predict_next=group["predict_in_step"],
-            )
-            grads = [bucket.gradients() for bucket in plan.buckets]
-            prepared.append(_GroupStep(group, plan.buckets, grads, options))
-        return prepared
+        started: list[Tensor] = []
+        try:
+            return [self._prepare_group(group, grad_factor, started) for group in self.param_groups]
+        except BaseException:
+            for param in started:
+                self.state.pop(param, None)
+            raise
+
+    def _prepare_group(self, group: Group, grad_factor: float, started: list[Tensor]) -> _GroupStep:
+        check_recoverable(group)
+        plan = self._refreshed(group)
+        if starting := plan.starting():
+            started += starting
+            plan.adopt(starting, self.state)
+        options = StepOptions(
+            prediction=group_prediction(group),
+            weight_decay=float(group["weight_decay"]),
+            grad_factor=-grad_factor if group["maximize"] else grad_factor,
+            predict_next=group["predict_in_step"],
+        )
+        grads = [bucket.gradients() for bucket in plan.buckets]
+        return _GroupStep(group, plan.buckets, grads, options)
 
     # Plans.
 
@@ -274,10 +281,10 @@ class WeightPrediction(Optimizer):
             plan.group["weights_are"] = "true"
 
     def _settle(self, bucket: Bucket, found: dict[int, identify.Found], mode: Mode) -> None:
-        if "neither" in found.values() and not self._plans.has_warned:
-            self._plans.has_warned = True  # first: a warning may be raised as an error
-            warnings.warn(WRITTEN_OUTSIDE, stacklevel=2)
         identify.settle(bucket, found, mode)
+        if "neither" in found.values() and not self._plans.has_warned:
+            self._plans.has_warned = True
+            warnings.warn(WRITTEN_OUTSIDE, stacklevel=2)
 
     # Groups and checkpoints.
 
@@ -353,10 +360,11 @@ class WeightPrediction(Optimizer):
             post_hook(self)
 
     def _identify_loaded(self) -> None:
+        """Finds each group's mode from what its parameters hold."""
         for group in self.param_groups:
             buckets = self._refreshed(group).buckets if group["backup"] else []
             found = [identify.identify(bucket, range(len(bucket.params))) for bucket in buckets]
             kinds = [kind for kinds in found for kind in kinds.values()]
             group["weights_are"] = identify.common_mode(kinds) or group["weights_are"]
-            for bucket, kinds_of_bucket in zip(buckets, found, strict=True):
-                self._settle(bucket, kinds_of_bucket, group["weights_are"])
+            for bucket, of_bucket in zip(buckets, found, strict=True):
+                self._settle(bucket, of_bucket, group["weights_are"])

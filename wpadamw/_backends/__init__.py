@@ -74,8 +74,18 @@ def choose(name: str, device_type: str) -> Backend:
     raise RuntimeError(f"backend={name!r} cannot serve tensors on device {device_type!r} ({why})")
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError unless ``name`` is ``"auto"`` or the name of a backend."""
-    if name != "auto" and name not in NAMES:
+def check_available(name: str) -> None:
+    """Raises unless ``name`` is ``"auto"`` or a backend that serves some device here.
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: for a backend that is not there, with the reason.
+    """
+    if name == "auto":
+        return
+    if name not in NAMES:
         known = ", ".join(repr(known) for known in ("auto", *NAMES))
         raise ValueError(f"backend must be one of {known}, got {name!r}")
+    reasons = [report[name] for report in backends().values() if name in report]
+    if None not in reasons:
+        raise RuntimeError(f"backend={name!r} cannot run here: {reasons[0]}")
