@@ -87,26 +87,27 @@ void set_rows(Bucket& bucket, const Rows& rows, const Rows& last_rows, size_t nu
   }
 }
 
-void run(Bucket& bucket, Operation operation, const Addresses& grads, DType grad_dtype,
-         std::vector<double> scalars, const Rows& rows, const Rows& last_rows, int num_threads,
+void set_grads(Bucket& bucket, const Addresses& grads) {
+  check_size("grads", grads, bucket.spans.size());
+  for (size_t i = 0; i < bucket.spans.size(); ++i) bucket.spans[i].grad = grads[i];
+}
+
+void run(Bucket& bucket, Operation operation, DType grad_dtype, std::vector<double> scalars, const Rows& rows, const Rows& last_rows, int num_threads,
          const char* instruction_set) {
   if (scalars.empty() || scalars.size() % kNumScalars != 0) {
     throw std::invalid_argument("scalars must be rows of " + std::to_string(kNumScalars) +
                                 " numbers, got " + std::to_string(scalars.size()));
   }
-  if (!grads.empty()) check_size("grads", grads, bucket.spans.size());
   set_rows(bucket, rows, last_rows, scalars.size() / kNumScalars);
-  for (size_t i = 0; i < bucket.spans.size(); ++i) {
-    bucket.spans[i].grad = grads.empty() ? 0 : grads[i];
-  }
   const Call call{operation, grad_dtype, std::move(scalars), std::max(num_threads, 1)};
   const py::gil_scoped_release release;
   run_cpu(bucket, call, instruction_set);
 }
 
 
-// Whether the values of the dicts are, in order, these very objects. A step asks this of every
-// tensor of its state; in Python it would take longer than the update of small tensors.
+// A step asks this of every tensor of its state. In Python it would take longer than the update of
+// small tensors.
+// Whether the values of the dicts are, in order, these very objects.
 bool holds(const py::list& dicts, const py::list& values) {
   size_t i = 0;
   for (const py::handle dict : dicts) {
@@ -149,8 +150,9 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Bucket>(m, "Bucket")
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("params"),
            py::arg("offsets"), py::arg("numels"), py::arg("weight"), py::arg("state"))
-      .def("run", &run, py::arg("operation"), py::arg("grads"), py::arg("grad_dtype"),
-           py::arg("scalars"), py::arg("rows"), py::arg("last_rows"), py::arg("num_threads"),
+      .def("set_grads", &set_grads, py::arg("grads"))
+      .def("run", &run, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
+           py::arg("rows"), py::arg("last_rows"), py::arg("num_threads"),
            py::arg("instruction_set") = nullptr);
 
   m.def("holds", &holds, py::arg("dicts"), py::arg("values"));

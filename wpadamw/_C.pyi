@@ -24,10 +24,10 @@ class Bucket:
         weight: int,
         state: Sequence[int],
     ) -> None: ...
+    def set_grads(self, grads: Sequence[int]) -> None: ...
     def run(
         self,
         operation: Operation,
-        grads: Sequence[int],
         grad_dtype: DType,
         scalars: Sequence[float],
         rows: Sequence[int],

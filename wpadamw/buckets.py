@@ -66,10 +66,15 @@ def _no_gradient() -> None:
     return None
 
 
-def _addresses(tensors: list[Tensor | None], has_grad: list[bool]) -> list[int]:
-    if all(has_grad):
-        return list(map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+def _addresses(tensors: list[Tensor | None]) -> list[int]:
+    if type(None) in set(map(type, tensors)):
+        return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return list(map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether others may share the tensor's memory, and so its version counter."""
+    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 
 class StepGradients(NamedTuple):
@@ -111,8 +116,13 @@ class Bucket:
         self.kernels = backend.Kernels(self.tensors)
         self.grad_refs: list[Callable[[], Tensor | None]] = []
         self.grad_addresses: list[int] = []
+        self.has_grad: list[bool] = []
         self.grad_dtypes: set[torch.dtype] = set()
         self.own_versions()
+        # Where nobody else raises the counters they need not be read again after a write.
+        self.knows_versions = not self.kernels.raise_versions and not any(
+            map(_is_part, self.locals)
+        )
 
     # Construction.
 
@@ -243,29 +253,31 @@ class Bucket:
             RuntimeError: for a gradient that does not fit its parameter; nothing is written.
         """
         grads = [param.grad for param in self.params]
-        has_grad = [grad is not None for grad in grads]
-        if not any(has_grad):
-            return None
-        if self._is_known(grads, has_grad):
-            by_dtype = self._by_dtype(grads, self.grad_addresses)
-        else:
-            by_dtype = self._checked(grads, has_grad)
-        return StepGradients(by_dtype, None if all(has_grad) else has_grad)
+        if not self._is_known(grads):
+            self.has_grad = [grad is not None for grad in grads]
+            if not any(self.has_grad):
+                self.grad_refs = []
+                return None
+            return StepGradients(self._checked(grads), self._partly())
+        return StepGradients(self._by_dtype(grads, self.grad_addresses), self._partly())
 
-    def _is_known(self, grads: list[Tensor | None], has_grad: list[bool]) -> bool:
+    def _partly(self) -> list[bool] | None:
+        return None if all(self.has_grad) else self.has_grad
+
+    def _is_known(self, grads: list[Tensor | None]) -> bool:
         """Whether these are the gradients of the last step, at their old addresses."""
         return (
             len(self.grad_refs) == len(grads)
             and all_same([reference() for reference in self.grad_refs], grads)
-            and _addresses(grads, has_grad) == self.grad_addresses
+            and _addresses(grads) == self.grad_addresses
         )
 
     @torch.no_grad()
-    def _checked(self, grads: list[Tensor | None], has_grad: list[bool]) -> list[Gradients]:
+    def _checked(self, grads: list[Tensor | None]) -> list[Gradients]:
         fitted = [self._fit(i, grad) for i, grad in enumerate(grads)]
         # Copies must be made anew in every step. Weak references let zero_grad free the memory.
         self.grad_refs = list(map(_reference, grads)) if all_same(fitted, grads) else []
-        self.grad_addresses = _addresses(fitted, has_grad)
+        self.grad_addresses = _addresses(fitted)
         self.grad_dtypes = {grad.dtype for grad in fitted if grad is not None}
         return self._by_dtype(fitted, self.grad_addresses)
 
@@ -345,6 +357,11 @@ class Bucket:
         """To be called after writes to parameters (None: all): for autograd, and as own writes."""
         for i, staged in self.staged.items():
             layout.as_real(self.locals[i].detach()).copy_(staged)
-        written = self.locals if where is None else list(itertools.compress(self.locals, where))
-        increment_version(written)
-        self.own_versions()
+        if where is None and self.knows_versions:
+            increment_version(self.locals)
+            self.versions = [version + 1 for version in self.versions]
+        else:
+            increment_version(
+                list(itertools.compress(self.locals, where or itertools.repeat(True)))
+            )
+            self.own_versions()

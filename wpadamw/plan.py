@@ -6,17 +6,17 @@ Rebuilt lazily whenever parameters, options or state tensors were replaced, so i
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wpadamw import _backends, layout
-from wpadamw.buckets import Bucket, StateDict
+from wpadamw.buckets import Bucket, StateDict, holds
 from wpadamw.rules import AdamW
 
 Group = dict[str, Any]
+AllStates = dict[Tensor, StateDict]  # opt.state
 
 
 class GroupPlan:
@@ -28,6 +28,7 @@ class GroupPlan:
         self.params: list[Tensor] = list(group["params"])
         self.buckets: list[Bucket] = []
         self.pending: list[Tensor] = list(self.params)  # parameters without state
+        self.states: list[StateDict] = []  # the values of opt.state at the last look
 
     def fits(self, group: Group, rule: AdamW) -> bool:
         """Whether the plan was made for these parameters and this rule."""
@@ -38,11 +39,9 @@ class GroupPlan:
             and all(map(operator.is_, self.params, group["params"]))
         )
 
-    def refresh(self, state: Mapping[Tensor, StateDict], has_same_states: bool) -> None:
-        """Replaces buckets that no longer fit, and serves parameters that have state by now.
-
-        ``has_same_states`` says that no parameter got another state dict since the last time.
-        """
+    def refresh(self, state: AllStates) -> None:
+        """Replaces buckets that no longer fit, and serves parameters that have state by now."""
+        has_same_states = holds([state], self.states)
         stale = [
             bucket
             for bucket in self.buckets
@@ -53,10 +52,12 @@ class GroupPlan:
             self.pending += bucket.params
         for bucket in self.buckets:
             bucket.columns.refresh()
-        if self.pending and not (has_same_states and not stale):
+        if self.pending and (stale or not has_same_states):
             self.adopt([param for param in self.pending if state.get(param)], state)
         for bucket in stale:
             self._doubt(bucket.suspects())
+        if not has_same_states:
+            self.states = list(state.values())
 
     def _doubt(self, suspects: list[Tensor]) -> None:
         """Has parameters that were moved or written to looked at as if just written to."""
@@ -70,7 +71,7 @@ class GroupPlan:
         """Parameters that have their first gradient."""
         return [param for param in self.pending if param.grad is not None]
 
-    def adopt(self, params: list[Tensor], state: Mapping[Tensor, StateDict]) -> None:
+    def adopt(self, params: list[Tensor], state: AllStates) -> None:
         """Serves parameters from now on; creates state where there is none."""
         by_kind: dict[object, list[Tensor]] = {}
         for param in params:
@@ -80,7 +81,7 @@ class GroupPlan:
         chosen = set(map(id, params))
         self.pending = [param for param in self.pending if id(param) not in chosen]
 
-    def _bucket(self, params: list[Tensor], state: Mapping[Tensor, StateDict]) -> Bucket:
+    def _bucket(self, params: list[Tensor], state: AllStates) -> Bucket:
         backend = _backends.choose(self.backend_name, params[0].device.type)
         # Defaultdict: asking for the state of a parameter creates it.
         states = [state[param] for param in params]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, checkpoint, identify
-from wpadamw.buckets import Bucket, StateDict, StepGradients, holds
+from wpadamw.buckets import Bucket, StepGradients
 from wpadamw.columns import StepOptions
 from wpadamw.compat import disable_dynamo, needs_profiled_step
 from wpadamw.identify import Mode
@@ -40,7 +40,6 @@ class _Plans:
 
     def __init__(self) -> None:
         self.by_group: dict[int, GroupPlan] = {}
-        self.states: list[StateDict] = []  # the values of opt.state when plans last looked
         self.has_warned = False
 
 
@@ -196,28 +195,35 @@ class WeightPrediction(Optimizer):
     step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        loss = None if closure is None else self._evaluate(closure)
-        grad_factor = self._grad_factor()
-        if grad_factor is None:
-            return loss
-        steps = self._prepare(grad_factor)
-        if any(grads is not None for step in steps for grads in step.grads):
-            for step in steps:
-                step.run()
+        if closure is None:
+            self._update()
+            return None
+        former = [group for group in self.param_groups if group["weights_are"] == "true"]
+        self.predict()
+        has_updated = False
+        try:
+            with torch.enable_grad():
+                loss = closure()
+            has_updated = self._update()
+        finally:
+            if not has_updated:
+                for group in former:
+                    self._move(group, "true")
         return loss
 
     _profiled_step = Optimizer.profile_hook_step(_step)
 
-    def _evaluate(self, closure: Callable[[], Any]) -> Any:
-        former = [group for group in self.param_groups if group["weights_are"] == "true"]
-        self.predict()
-        try:
-            with torch.enable_grad():
-                return closure()
-        except BaseException:
-            for group in former:
-                self._move(group, "true")
-            raise
+    def _update(self) -> bool:
+        """One update of all groups; False if there was nothing to do."""
+        grad_factor = self._grad_factor()
+        if grad_factor is None:
+            return False
+        steps = self._prepare(grad_factor)
+        if not any(grads is not None for step in steps for grads in step.grads):
+            return False
+        for step in steps:
+            step.run()
+        return True
 
     def _grad_factor(self) -> float | None:
         """What gradients are multiplied by, or None if an overflow makes this step void."""
@@ -262,11 +268,7 @@ class WeightPrediction(Optimizer):
             if plan is not None and plan.group is group:
                 self._leave(plan)
             plan = self._plans.by_group[id(group)] = GroupPlan(group, rule, self._backend)
-        if holds([self.state], self._plans.states):
-            plan.refresh(self.state, has_same_states=True)
-        else:
-            plan.refresh(self.state, has_same_states=False)
-            self._plans.states = list(self.state.values())
+        plan.refresh(self.state)
         for bucket in plan.buckets:
             if written := bucket.written_outside():
                 self._settle(bucket, identify.identify(bucket, written), group["weights_are"])
@@ -275,7 +277,7 @@ class WeightPrediction(Optimizer):
     def _leave(self, plan: GroupPlan) -> None:
         """Goes to true weights by the options under which the predictions were made."""
         if plan.group["weights_are"] == "predicted":
-            plan.refresh(self.state, has_same_states=False)
+            plan.refresh(self.state)
             for bucket in plan.buckets:
                 bucket.restore()
             plan.group["weights_are"] = "true"
@@ -360,11 +362,16 @@ class WeightPrediction(Optimizer):
             post_hook(self)
 
     def _identify_loaded(self) -> None:
-        """Finds each group's mode from what its parameters hold."""
+        """Finds the mode from what the parameters hold; the file decides where they do not tell."""
+        found = [
+            (group, bucket, identify.identify(bucket, range(len(bucket.params))))
+            for group in self.param_groups
+            if group["backup"]
+            for bucket in self._refreshed(group).buckets
+        ]
+        mode = identify.common_mode(kind for *_, kinds in found for kind in kinds.values())
         for group in self.param_groups:
-            buckets = self._refreshed(group).buckets if group["backup"] else []
-            found = [identify.identify(bucket, range(len(bucket.params))) for bucket in buckets]
-            kinds = [kind for kinds in found for kind in kinds.values()]
-            group["weights_are"] = identify.common_mode(kinds) or group["weights_are"]
-            for bucket, of_bucket in zip(buckets, found, strict=True):
-                self._settle(bucket, of_bucket, group["weights_are"])
+            if group["backup"] or not self._refreshed(group).buckets:
+                group["weights_are"] = mode or group["weights_are"]
+        for group, bucket, kinds in found:
+            self._settle(bucket, kinds, group["weights_are"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -36,11 +37,14 @@ def _dtype(dtype: torch.dtype) -> Any:
 class Kernels:
     """Predict, restore and step over a bucket in one parallel region each."""
 
+    raise_versions = False
+
     def __init__(self, bucket: BucketTensors) -> None:
         self.bucket = bucket  # keeps alive what the addresses point to
         self.operation = _extension().Operation
         self.param_dtype = _dtype(bucket.params[0].dtype)
         self.dtypes = {dtype: _dtype(dtype) for dtype in (bucket.params[0].dtype, torch.float32)}
+        self.grad_addresses: Sequence[int] | None = None  # those that the table holds
         self.table = _extension().Bucket(
             rule=bucket.rule.name,
             param_dtype=self.param_dtype,
@@ -54,7 +58,10 @@ class Kernels:
     def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
         """Restore, update and, with ``predict_next``, predict."""
         operation = self.operation.step_and_predict if predict_next else self.operation.step
-        self._run(operation, rows, last, grads.addresses, self.dtypes[grads.dtype])
+        if grads.addresses is not self.grad_addresses:
+            self.table.set_grads(grads.addresses)
+            self.grad_addresses = grads.addresses
+        self._run(operation, rows, last, self.dtypes[grads.dtype])
 
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
@@ -64,14 +71,11 @@ class Kernels:
         """Go to the true weights."""
         self._run(self.operation.restore, Rows([NEUTRAL]), last)
 
-    def _run(
-        self, operation: Any, rows: Rows, last: Rows, grads: Any = (), grad_dtype: Any = None
-    ) -> None:
+    def _run(self, operation: Any, rows: Rows, last: Rows, grad_dtype: Any = None) -> None:
         table = [number for row in rows.distinct for number in row or NEUTRAL]
         last_index = self._append_last(table, last, len(rows.distinct))
         self.table.run(
             operation,
-            grads,
             grad_dtype or self.param_dtype,
             table,
             rows.index,

@@ -56,7 +56,12 @@ class BucketTensors:
 
 
 class Kernels(Protocol):
-    """The three operations over a bucket. They check nothing and leave version counters alone."""
+    """The three operations over a bucket. They check nothing.
+
+    ``raise_versions`` says whether they raise the version counters of what they write.
+    """
+
+    raise_versions: bool
 
     def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
         """Restore, update and, with ``predict_next``, predict, where there is a gradient."""

@@ -19,6 +19,8 @@ def why_not(device_type: str) -> str | None:
 class Kernels:
     """Predict, restore and step over a bucket through `wpadamw.rules`."""
 
+    raise_versions = True
+
     def __init__(self, bucket: BucketTensors) -> None:
         self.bucket = bucket
 
