@@ -229,12 +229,21 @@ class Bucket:
         """Takes the present values of the parameters for the optimizer's own."""
         self.versions = [tensor._version for tensor in self.locals]
 
-    def suspects(self) -> list[Tensor]:
-        """Parameters that were moved or written to since the last own write."""
-        now = zip(self._addresses(), [tensor._version for tensor in self.locals], strict=True)
-        then = zip(self.param_addresses, self.versions, strict=True)
-        pairs = zip(self.params, now, then, strict=True)
-        return [param for param, found, expected in pairs if found != expected]
+    def doubt(self, where: list[bool]) -> None:
+        """Has parameters looked at as if just written to."""
+        pairs = zip(self.versions, where, strict=True)
+        self.versions = [-1 if chosen else version for version, chosen in pairs]
+
+    def disturbed(self) -> list[Tensor]:
+        """Parameters whose values may not be the optimizer's own: written to, or moved.
+
+        Without a backup nothing can be compared: moved values are trusted.
+        """
+        written = set(self.written_outside())
+        if self.has_backup:
+            pairs = zip(self._addresses(), self.param_addresses, strict=True)
+            written |= {i for i, (found, expected) in enumerate(pairs) if found != expected}
+        return [self.params[i] for i in sorted(written)]
 
     def written_outside(self) -> list[int]:
         """Indices of parameters that others wrote to since the last own write."""
@@ -253,13 +262,11 @@ class Bucket:
             RuntimeError: for a gradient that does not fit its parameter; nothing is written.
         """
         grads = [param.grad for param in self.params]
-        if not self._is_known(grads):
-            self.has_grad = [grad is not None for grad in grads]
-            if not any(self.has_grad):
-                self.grad_refs = []
-                return None
-            return StepGradients(self._checked(grads), self._partly())
-        return StepGradients(self._by_dtype(grads, self.grad_addresses), self._partly())
+        if self._is_known(grads):
+            return StepGradients(self._by_dtype(grads, self.grad_addresses), self._partly())
+        if all(grad is None for grad in grads):
+            return None
+        return StepGradients(self._checked(grads), self._partly())
 
     def _partly(self) -> list[bool] | None:
         return None if all(self.has_grad) else self.has_grad
@@ -276,8 +283,11 @@ class Bucket:
     def _checked(self, grads: list[Tensor | None]) -> list[Gradients]:
         fitted = [self._fit(i, grad) for i, grad in enumerate(grads)]
         # Copies must be made anew in every step. Weak references let zero_grad free the memory.
-        self.grad_refs = list(map(_reference, grads)) if all_same(fitted, grads) else []
+        # (A gradient without elements has no address by which to tell it from none.)
+        is_repeatable = all_same(fitted, grads) and all(g is None or g.numel() for g in fitted)
+        self.grad_refs = list(map(_reference, grads)) if is_repeatable else []
         self.grad_addresses = _addresses(fitted)
+        self.has_grad = [grad is not None for grad in grads]
         self.grad_dtypes = {grad.dtype for grad in fitted if grad is not None}
         return self._by_dtype(fitted, self.grad_addresses)
 

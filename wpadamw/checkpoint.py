@@ -141,9 +141,11 @@ def _read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
 
 
 def _read_prediction(where: str, value: Any) -> Tensor:
-    fields = len(Prediction._fields)
-    if not isinstance(value, Tensor) or value.shape != (fields,) or not value.isfinite().all():
-        raise ValueError(
-            f"{where}['prediction'] must be {fields} finite numbers, got {value!r:.200}"
-        )
+    num_fields = len(Prediction._fields)
+    if not isinstance(value, Tensor) or value.shape != (num_fields,) or value.is_complex():
+        raise ValueError(f"{where}['prediction'] must be {num_fields} real numbers, got {value!r}")
+    p = Prediction(*value.tolist())
+    is_valid = p.made in (0.0, 1.0) and max(p.beta1, p.beta2) < 1.0 and min(p) >= 0.0
+    if not is_valid or not math.isfinite(sum(p)):
+        raise ValueError(f"{where}['prediction'] must be hyper-parameters of a step, got {p}")
     return value.detach().to(device="cpu", dtype=torch.float64, copy=True)

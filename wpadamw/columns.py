@@ -60,6 +60,10 @@ class Columns:
         if self.versions != (self.steps._version, self.predictions._version):
             self._read()
 
+    def all_made(self) -> bool:
+        """Whether the last update of every parameter has been predicted from."""
+        return all(record.made for record in self.records)
+
     def count_steps(self, has_grad: list[bool] | None) -> None:
         """One more update where there was a gradient (None: everywhere)."""
         if has_grad is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wpadamw.buckets import Bucket
-from wpadamw.scalars import NULL_PREDICTION
+from wpadamw.scalars import NULL_PREDICTION, Prediction
 
 Mode = Literal["true", "predicted"]
 Found = Literal["true", "predicted", "both", "neither"]
@@ -22,28 +22,38 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def predicted_weights(bucket: Bucket, i: int) -> Tensor:
-    """The prediction of parameter i from its backup, in the parameter's dtype."""
-    tensors, rule = bucket.tensors, bucket.rule
-    assert tensors.weight is not None
-    scalars = bucket.columns.prediction_rows()[i]
-    state = tuple(kind[i] for kind in tensors.state)
-    predicted = rule.predict_weight(tensors.weight[i], rule.direction(state, scalars), scalars)
-    return predicted.to(tensors.params[i].dtype)
+def _predict(bucket: Bucket, i: int, dtype: torch.dtype) -> Tensor:
+    """The prediction of parameter i from its backup, computed in ``dtype``."""
+    assert bucket.tensors.weight is not None
+    rule, scalars = bucket.rule, bucket.columns.prediction_rows()[i]
+    weight = bucket.tensors.weight[i].to(dtype)
+    direction = rule.direction(tuple(kind[i].to(dtype) for kind in bucket.tensors.state), scalars)
+    return rule.predict_weight(weight, direction, scalars).to(bucket.tensors.params[i].dtype)
 
 
-def identify(bucket: Bucket, indices: Iterable[int]) -> dict[int, Found]:
-    """Compares parameters of a bucket with their backups and the predictions from them."""
+def identify(bucket: Bucket, indices: Iterable[int], prediction: Prediction) -> dict[int, Found]:
+    """Compares parameters of a bucket with their backups and the predictions from them.
+
+    ``prediction`` is the group's, for parameters whose last update has none on record: they may
+    hold one all the same, made after the state was saved.
+    """
     bucket.stage()
-    return {i: _identify_parameter(bucket, i) for i in indices}
+    recorded = bucket.columns.records
+    bucket.columns.records = [record if record.made else prediction for record in recorded]
+    try:
+        return {i: _identify_parameter(bucket, i) for i in indices}
+    finally:
+        bucket.columns.records = recorded
 
 
 def _identify_parameter(bucket: Bucket, i: int) -> Found:
     if bucket.tensors.weight is None:
         return "neither"
     held = bucket.tensors.params[i]
+    # A model cast from float32 to float64 holds the prediction that was made in float32.
+    dtypes = {bucket.real_dtype, torch.float32}
     is_true = _same(held, bucket.tensors.weight[i].to(held.dtype))
-    is_predicted = _same(held, predicted_weights(bucket, i))
+    is_predicted = any(_same(held, _predict(bucket, i, dtype)) for dtype in dtypes)
     if is_true:
         return "both" if is_predicted else "true"
     return "predicted" if is_predicted else "neither"
@@ -57,8 +67,11 @@ def common_mode(found: Iterable[Found]) -> Mode | None:
     return "predicted" if kinds == {"predicted"} else "true"
 
 
-def settle(bucket: Bucket, found: dict[int, Found], mode: Mode) -> None:
+def settle(bucket: Bucket, found: dict[int, Found], mode: Mode, prediction: Prediction) -> None:
     """Brings parameters into their group's mode; those from outside become the true weights."""
+    if mode == "predicted":
+        unmade = [not record.made for record in bucket.columns.records]
+        bucket.columns.record(prediction, unmade)
     for i, kind in found.items():
         _settle_parameter(bucket, i, kind, mode)
     bucket.finish_write([i in found for i in range(len(bucket.params))])
@@ -74,4 +87,4 @@ def _settle_parameter(bucket: Bucket, i: int, kind: Found, mode: Mode) -> None:
     if kind == "neither":
         weight[i].copy_(held)
     else:
-        held.copy_(weight[i] if mode == "true" else predicted_weights(bucket, i))
+        held.copy_(weight[i] if mode == "true" else _predict(bucket, i, bucket.real_dtype))

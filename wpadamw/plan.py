@@ -53,19 +53,20 @@ class GroupPlan:
         for bucket in self.buckets:
             bucket.columns.refresh()
         if self.pending and (stale or not has_same_states):
-            self.adopt([param for param in self.pending if state.get(param)], state)
-        for bucket in stale:
-            self._doubt(bucket.suspects())
+            self._adopt_again(stale, state)
         if not has_same_states:
             self.states = list(state.values())
 
-    def _doubt(self, suspects: list[Tensor]) -> None:
-        """Has parameters that were moved or written to looked at as if just written to."""
-        ids = set(map(id, suspects))
+    def _adopt_again(self, stale: list[Bucket], state: AllStates) -> None:
+        """Serves parameters that have state, and has those of unknown values looked at."""
+        found = [param for param in self.pending if state.get(param)]
+        known = {id(param) for bucket in stale for param in bucket.params}
+        doubted = {id(param) for bucket in stale for param in bucket.disturbed()}
+        if self.has_backup:  # a copy of an optimizer: its model may be a copy of another moment
+            doubted |= {id(param) for param in found if id(param) not in known}
+        self.adopt(found, state)
         for bucket in self.buckets:
-            for i, param in enumerate(bucket.params):
-                if id(param) in ids:
-                    bucket.versions[i] = -1
+            bucket.doubt([id(param) in doubted for param in bucket.params])
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""
@@ -77,9 +78,13 @@ class GroupPlan:
         for param in params:
             by_kind.setdefault((param.device, param.dtype), []).append(param)
         for same_kind in by_kind.values():
-            self.buckets.append(self._bucket(same_kind, state))
+            self._adopt_kind(same_kind, state)
+
+    def _adopt_kind(self, params: list[Tensor], state: AllStates) -> None:
+        self.buckets.append(self._bucket(params, state))
         chosen = set(map(id, params))
         self.pending = [param for param in self.pending if id(param) not in chosen]
+        self.states = list(state.values())
 
     def _bucket(self, params: list[Tensor], state: AllStates) -> Bucket:
         backend = _backends.choose(self.backend_name, params[0].device.type)

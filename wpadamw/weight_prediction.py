@@ -147,22 +147,30 @@ class WeightPrediction(Optimizer):
     @contextmanager
     def true_weights(self) -> Iterator[None]:
         """Run the body with true weights; the former state comes back, also after an error."""
-        was_predicted = [group for group in self.param_groups if group["weights_are"] != "true"]
+        modes = self._modes()
         self.restore()
         try:
             yield
         finally:
-            for group in was_predicted:
-                self._move(group, "predicted")
+            self._return_to(modes)
 
-    def _go(self, mode: Mode) -> None:
-        for group in self.param_groups:
+    def _modes(self) -> list[Mode]:
+        return [group["weights_are"] for group in self.param_groups]
+
+    def _return_to(self, modes: list[Mode]) -> None:
+        """Takes the groups to former modes; groups added since then stay as they are."""
+        for group, mode in zip(self.param_groups, modes, strict=False):
             if group["weights_are"] != mode:
                 self._move(group, mode)
+
+    def _go(self, mode: Mode) -> None:
+        self._return_to([mode] * len(self.param_groups))
 
     @torch.no_grad()
     def _move(self, group: Group, mode: Mode) -> None:
         plan = self._refreshed(group)
+        if mode == "predicted" and not all(bucket.columns.all_made() for bucket in plan.buckets):
+            check_recoverable(group)
         if group["weights_are"] != mode:  # a new plan begins with true weights
             for bucket in plan.buckets:
                 move(bucket, mode, group_prediction(group))
@@ -187,18 +195,19 @@ class WeightPrediction(Optimizer):
                 Weights and state are as before.
         """
         if needs_profiled_step(self):
-            return self._profiled_step(closure)
+            # Step hooks are shown the arguments as they were given.
+            return self._profiled_step(*(() if closure is None else (closure,)))
         return self._step(closure)
 
     # Tells the base class not to wrap it: torch's wrapper opens a profiler range in every step,
     # which takes as long as everything else that a step does on the host.
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _step(self, closure: Callable[[], Any] | None) -> Any:
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         if closure is None:
             self._update()
             return None
-        former = [group for group in self.param_groups if group["weights_are"] == "true"]
+        modes = self._modes()
         self.predict()
         has_updated = False
         try:
@@ -207,8 +216,7 @@ class WeightPrediction(Optimizer):
             has_updated = self._update()
         finally:
             if not has_updated:
-                for group in former:
-                    self._move(group, "true")
+                self._return_to(modes)
         return loss
 
     _profiled_step = Optimizer.profile_hook_step(_step)
@@ -261,6 +269,15 @@ class WeightPrediction(Optimizer):
     # Plans.
 
     def _refreshed(self, group: Group) -> GroupPlan:
+        """The group's plan, with every parameter in the group's mode."""
+        plan = self._plan(group)
+        for bucket in plan.buckets:
+            if written := bucket.written_outside():
+                found = identify.identify(bucket, written, group_prediction(group))
+                self._settle(bucket, found, group)
+        return plan
+
+    def _plan(self, group: Group) -> GroupPlan:
         """The group's plan, fit for the parameters and state of this moment."""
         rule = self._rule(group)
         plan = self._plans.by_group.get(id(group))
@@ -269,9 +286,6 @@ class WeightPrediction(Optimizer):
                 self._leave(plan)
             plan = self._plans.by_group[id(group)] = GroupPlan(group, rule, self._backend)
         plan.refresh(self.state)
-        for bucket in plan.buckets:
-            if written := bucket.written_outside():
-                self._settle(bucket, identify.identify(bucket, written), group["weights_are"])
         return plan
 
     def _leave(self, plan: GroupPlan) -> None:
@@ -282,8 +296,8 @@ class WeightPrediction(Optimizer):
                 bucket.restore()
             plan.group["weights_are"] = "true"
 
-    def _settle(self, bucket: Bucket, found: dict[int, identify.Found], mode: Mode) -> None:
-        identify.settle(bucket, found, mode)
+    def _settle(self, bucket: Bucket, found: dict[int, identify.Found], group: Group) -> None:
+        identify.settle(bucket, found, group["weights_are"], group_prediction(group))
         if "neither" in found.values() and not self._plans.has_warned:
             self._plans.has_warned = True
             warnings.warn(WRITTEN_OUTSIDE, stacklevel=2)
@@ -297,6 +311,8 @@ class WeightPrediction(Optimizer):
             ValueError: for hyper-parameters out of range and duplicate parameters.
             TypeError: for parameters of a dtype that is not supported.
         """
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # raises
         group = {"weights_are": self.weights_are if self.param_groups else "true", **param_group}
         if not isinstance(group["params"], (Tensor, set, dict)):
             group["params"] = list(group["params"])
@@ -363,15 +379,20 @@ class WeightPrediction(Optimizer):
 
     def _identify_loaded(self) -> None:
         """Finds the mode from what the parameters hold; the file decides where they do not tell."""
+        plans = [self._plan(group) for group in self.param_groups]
         found = [
-            (group, bucket, identify.identify(bucket, range(len(bucket.params))))
-            for group in self.param_groups
-            if group["backup"]
-            for bucket in self._refreshed(group).buckets
+            (
+                plan,
+                bucket,
+                identify.identify(bucket, range(len(bucket.params)), group_prediction(plan.group)),
+            )
+            for plan in plans
+            for bucket in plan.buckets
+            if plan.has_backup
         ]
         mode = identify.common_mode(kind for *_, kinds in found for kind in kinds.values())
-        for group in self.param_groups:
-            if group["backup"] or not self._refreshed(group).buckets:
-                group["weights_are"] = mode or group["weights_are"]
-        for group, bucket, kinds in found:
-            self._settle(bucket, kinds, group["weights_are"])
+        for plan in plans:
+            if plan.has_backup or not plan.buckets:
+                plan.group["weights_are"] = mode or plan.group["weights_are"]
+        for plan, bucket, kinds in found:
+            self._settle(bucket, kinds, plan.group)
