@@ -59,12 +59,25 @@ def _identify_parameter(bucket: Bucket, i: int) -> Found:
     return "predicted" if is_predicted else "neither"
 
 
-def common_mode(found: Iterable[Found]) -> Mode | None:
-    """The mode of a whole group, or None where it makes no difference."""
-    kinds = set(found) - {"both"}
-    if not kinds:
+def group_modes(found: list[set[Found]], file_modes: list[Mode]) -> list[Mode]:
+    """The modes of groups, from what their parameters hold and what the file says.
+
+    The file decides for groups that do not tell, unless the others contradict it: then the model
+    was saved in another mode than the optimizer.
+    """
+    told = [_common_mode(kinds) for kinds in found]
+    pairs = list(zip(told, file_modes, strict=True))
+    contradicting = {mode for mode, file_mode in pairs if mode not in (None, file_mode)}
+    if len(contradicting) == 1:
+        (other,) = contradicting
+        return [mode or other for mode in told]
+    return [mode or file_mode for mode, file_mode in pairs]
+
+
+def _common_mode(kinds: set[Found]) -> Mode | None:
+    if kinds <= {"both"}:
         return None
-    return "predicted" if kinds == {"predicted"} else "true"
+    return "predicted" if kinds <= {"predicted", "both"} else "true"
 
 
 def settle(bucket: Bucket, found: dict[int, Found], mode: Mode, prediction: Prediction) -> None:

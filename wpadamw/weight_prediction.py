@@ -378,21 +378,22 @@ class WeightPrediction(Optimizer):
             post_hook(self)
 
     def _identify_loaded(self) -> None:
-        """Finds the mode from what the parameters hold; the file decides where they do not tell."""
-        plans = [self._plan(group) for group in self.param_groups]
-        found = [
-            (
-                plan,
-                bucket,
-                identify.identify(bucket, range(len(bucket.params)), group_prediction(plan.group)),
-            )
-            for plan in plans
-            for bucket in plan.buckets
-            if plan.has_backup
+        """Finds the modes from what the parameters hold."""
+        found = [self._identify_group(group) for group in self.param_groups]
+        kinds = [{kind for _, of_bucket in group for kind in of_bucket.values()} for group in found]
+        for group, mode in zip(
+            self.param_groups, identify.group_modes(kinds, self._modes()), strict=True
+        ):
+            group["weights_are"] = mode
+        for group, of_group in zip(self.param_groups, found, strict=True):
+            for bucket, of_bucket in of_group:
+                self._settle(bucket, of_bucket, group)
+
+    def _identify_group(self, group: Group) -> list[tuple[Bucket, dict[int, identify.Found]]]:
+        if not group["backup"]:
+            return []
+        prediction = group_prediction(group)
+        return [
+            (bucket, identify.identify(bucket, range(len(bucket.params)), prediction))
+            for bucket in self._plan(group).buckets
         ]
-        mode = identify.common_mode(kind for *_, kinds in found for kind in kinds.values())
-        for plan in plans:
-            if plan.has_backup or not plan.buckets:
-                plan.group["weights_are"] = mode or plan.group["weights_are"]
-        for plan, bucket, kinds in found:
-            self._settle(bucket, kinds, plan.group)

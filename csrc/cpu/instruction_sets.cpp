@@ -1,5 +1,7 @@
 // Which build of the CPU loop this processor runs, and what the loops share.
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "bucket_kernels.h"
 
@@ -61,6 +63,8 @@ void run_cpu(const Bucket& bucket, const Call& call, const char* instruction_set
     const bool is_wanted = instruction_set == nullptr || !std::strcmp(set.name, instruction_set);
     if (is_wanted && set.is_supported()) return set.run(bucket, call);
   }
+  throw std::invalid_argument(std::string("instruction_set must be one that this processor runs, got ") +
+                              instruction_set);
 }
 
 }  // namespace wpadamw

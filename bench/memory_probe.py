@@ -1,0 +1,75 @@
+"""Prints as JSON what optimizers hold and take: ``python memory_probe.py NUMEL DEVICE``.
+
+A process of its own: what others allocated and freed would hide in the peak.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from contestants import BF16, Kind, Shape, fp32_kinds, storage_bytes
+from measure import rounded
+
+NUM_WARMUP_STEPS = 3
+
+
+def main() -> None:
+    """Probe all optimizers over parameters of both dtypes."""
+    numel, device = int(sys.argv[1]), torch.device(sys.argv[2])
+    rows = {}
+    for kinds, dtype, name in (
+        (fp32_kinds(device), torch.float32, "float32"),
+        (BF16, torch.bfloat16, "bfloat16"),
+    ):
+        for kind in kinds:
+            rows[f"{kind.name}, {name}"] = probe(kind, Shape(1, numel, dtype, device))
+            gc.collect()
+    print(json.dumps(rows))
+
+
+def probe(kind: Kind, shape: Shape) -> dict[str, float | None]:
+    """Bytes per parameter between steps, and how many more at the worst moment of one."""
+    optimizer = kind.build(shape.parameters())
+    for _ in range(NUM_WARMUP_STEPS):
+        optimizer.step()
+    measured_peak = cuda_peak if shape.device.type == "cuda" else resident_peak
+    extra = measured_peak(optimizer.step)
+    return {
+        "state_bytes": rounded(storage_bytes(optimizer.state) / shape.total),
+        "peak_extra_bytes": None if extra is None else round(extra / shape.total, 2),
+    }
+
+
+def cuda_peak(run: Callable[[], object]) -> int:
+    """Bytes by which allocations grow at most while ``run`` is under way."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def resident_peak(run: Callable[[], object]) -> int | None:
+    """Bytes by which resident memory grows at most, or None where Linux does not tell."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    except OSError:
+        return None
+    before = _status_bytes("VmRSS")
+    run()
+    return max(_status_bytes("VmHWM") - before, 0)
+
+
+def _status_bytes(key: str) -> int:
+    found = re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""What contestants are called in tables. Imports nothing, so that the report needs no torch."""
+
+FUSED = "AdamW(fused=True)"
+FUSED_BF16 = "AdamW(fused=True) on fp32 masters, and casts"
+FOREACH = "AdamW(foreach=True)"
+PLAIN = "prediction in plain PyTorch"
+OURS = "WPAdamW"
+OURS_WITHOUT_BACKUP = "WPAdamW(backup=False)"
+DEEPSPEED = "DeepSpeedCPUAdam"
+COPY = "device copy"
+IN_PLACE = "in-place multiply"

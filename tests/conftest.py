@@ -1,0 +1,66 @@
+"""Shared fixtures, and what makes a session fail or a test be skipped."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import pytest
+import torch
+from helpers import PinnedTable, missing_backends
+from hypothesis import settings
+
+import wpadamw
+from wpadamw._backends import cpp
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_sessionstart(session):
+    expected = os.environ.get("WPADAMW_EXPECT_BACKENDS", "")
+    if missing := missing_backends(expected, wpadamw.backends()):
+        raise pytest.UsageError(f"WPADAMW_EXPECT_BACKENDS={expected}: {'; '.join(missing)}")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="torch.cuda.is_available() is False")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"])
+def num_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _instruction_sets():
+    try:
+        return importlib.import_module("wpadamw._C").instruction_sets()
+    except ImportError:
+        return []
+
+
+@pytest.fixture(params=_instruction_sets())
+def instruction_set(request, monkeypatch):
+    """Backend cpp runs with one of the instruction sets that this processor has."""
+    construct = cpp.Kernels.__init__
+
+    def construct_pinned(kernels, bucket):
+        construct(kernels, bucket)
+        kernels.table = PinnedTable(kernels.table, request.param)
+
+    monkeypatch.setattr(cpp.Kernels, "__init__", construct_pinned)
+    return request.param

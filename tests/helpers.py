@@ -1,0 +1,199 @@
+"""What several tests share: comparing bits, states in mid-training, backends side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import wpadamw
+from wpadamw import WPAdamW
+from wpadamw._backends.interface import BucketTensors
+from wpadamw.rules import AdamW
+
+BACKENDS = ("cpp", "torch")
+
+_CPP_REASON = wpadamw.backends()["cpu"]["cpp"]
+needs_cpp = pytest.mark.skipif(_CPP_REASON is not None, reason=f"backend cpp: {_CPP_REASON}")
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+# Parameter dtype and gradient dtype.
+KINDS = {
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "float16": (torch.float16, torch.float16),
+    "float64": (torch.float64, torch.float64),
+    "complex64": (torch.complex64, torch.complex64),
+    "bfloat16-with-float32-grad": (torch.bfloat16, torch.float32),
+    "float16-with-float32-grad": (torch.float16, torch.float32),
+    "float64-with-float32-grad": (torch.float64, torch.float32),
+    "float32-with-bfloat16-grad": (torch.float32, torch.bfloat16),
+    "complex128-with-complex64-grad": (torch.complex128, torch.complex64),
+}
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def missing_backends(expected: str, report: Mapping[str, Mapping[str, str | None]]) -> list[str]:
+    """What is missing of a comma list of backends, with the reasons."""
+    reasons: dict[str, str | None] = {}
+    for backends in reversed(report.values()):
+        reasons.update(backends)
+    names = [name.strip() for name in expected.split(",") if name.strip()]
+    found = {name: reasons.get(name, f"known are {sorted(reasons)}") for name in names}
+    return [f"backend {name} is missing: {reason}" for name, reason in found.items() if reason]
+
+
+# Bits.
+
+
+def _real(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def assert_same_bits(name: str, got: Tensor, want: Tensor) -> None:
+    """Same dtype, shape and bits, signs of zeros included; any NaN equals any NaN."""
+    assert (got.dtype, got.shape) == (want.dtype, want.shape), name
+    got, want = _real(got), _real(want)
+    bits = _BITS[got.element_size()]
+    differs = (got.view(bits) != want.view(bits)) & ~(got.isnan() & want.isnan())
+    if differs.any():
+        first = tuple(differs.nonzero()[0].tolist())
+        pytest.fail(
+            f"{name}: {int(differs.sum())} of {differs.numel()} numbers differ, the first at "
+            f"{first}: got {got[first].item()!r}, want {want[first].item()!r}"
+        )
+
+
+def parameters_of(optimizer: WPAdamW) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def assert_same_training(got: WPAdamW, want: WPAdamW) -> None:
+    """Same mode, parameters and state, bit for bit."""
+    assert got.weights_are == want.weights_are
+    for i, (p, q) in enumerate(zip(parameters_of(got), parameters_of(want), strict=True)):
+        assert_same_bits(f"params[{i}]", p, q)
+        assert got.state[p].keys() == want.state[q].keys()
+        for name, value in got.state[p].items():
+            assert_same_bits(f"{name} of params[{i}]", value, want.state[q][name])
+
+
+# Values.
+
+
+def wide(shape: Any, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Normal numbers of very different sizes."""
+    exponent = torch.rand(shape, generator=generator) * 6 - 5
+    return torch.randn(shape, generator=generator, dtype=dtype) * (10**exponent).to(dtype.to_real())
+
+
+def random_parameters(numels: list[int], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    values = [torch.randn(numel, generator=generator, dtype=dtype) for numel in numels]
+    return [torch.nn.Parameter(value) for value in values]
+
+
+def mid_training_state(
+    param: Tensor, step: int, generator: torch.Generator, amsgrad: bool = False
+) -> dict[str, Tensor]:
+    """The state of one parameter as a checkpoint of ``torch.optim.AdamW`` has it."""
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    exp_avg = wide(param.shape, dtype, generator)
+    state = {"step": torch.tensor(float(step)), "exp_avg": exp_avg}
+    for name in ("exp_avg_sq", "max_exp_avg_sq")[: 1 + amsgrad]:
+        spread = _real(exp_avg) * (0.5 + torch.rand(_real(exp_avg).shape, generator=generator))
+        square = spread**2
+        state[name] = torch.view_as_complex(square) if param.is_complex() else square
+    return state
+
+
+def load_mid_training(optimizer: WPAdamW, step: int, seed: int = 0) -> None:
+    """Loads a random state after ``step`` updates, as a plain AdamW checkpoint."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = optimizer.state_dict()["param_groups"]
+    for group in groups:
+        del group["weights_are"], group["backup"]
+    amsgrad = groups[0]["amsgrad"]
+    state = {
+        i: mid_training_state(param, step, generator, amsgrad)
+        for i, param in enumerate(parameters_of(optimizer))
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def set_grad(param: Tensor, grad: Tensor | None) -> None:
+    """Sets a gradient, also one of another dtype than the parameter."""
+    if grad is not None and grad.dtype != param.dtype:
+        if not hasattr(param, "grad_dtype"):
+            pytest.skip(f"torch {torch.__version__} has no Tensor.grad_dtype")
+        param.grad_dtype = grad.dtype
+    param.grad = grad
+
+
+class Twins:
+    """The same training under both backends, compared after every operation."""
+
+    def __init__(self, make_params: Callable[[], Any], **options: Any) -> None:
+        self.by_backend = {
+            name: WPAdamW(make_params(), backend=name, **options) for name in BACKENDS
+        }
+
+    @property
+    def params(self) -> list[Tensor]:
+        return parameters_of(self.by_backend["torch"])
+
+    def set_grads(self, grads: list[Tensor | None]) -> None:
+        for optimizer in self.by_backend.values():
+            for param, grad in zip(parameters_of(optimizer), grads, strict=True):
+                set_grad(param, grad)
+
+    def set_random_grads(self, generator: torch.Generator, dtype: torch.dtype) -> None:
+        self.set_grads([wide(param.shape, dtype, generator) for param in self.params])
+
+    def run(self, action: Callable[[WPAdamW], Any]) -> None:
+        for optimizer in self.by_backend.values():
+            action(optimizer)
+        assert_same_training(*self.by_backend.values())
+
+    def run_everything(self, generator: torch.Generator, grad_dtype: torch.dtype) -> None:
+        """Steps from both modes, and both ways between the modes."""
+        for action in (WPAdamW.predict, WPAdamW.restore, WPAdamW.predict):
+            self.set_random_grads(generator, grad_dtype)
+            self.run(WPAdamW.step)
+            self.run(action)
+
+
+# Kernels below the optimizer.
+
+
+class PinnedTable:
+    """A bucket of the extension that always runs with one instruction set."""
+
+    def __init__(self, table: Any, instruction_set: str) -> None:
+        self.table, self.instruction_set = table, instruction_set
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.table, name)
+
+    def run(self, *arguments: Any) -> None:
+        self.table.run(*arguments, instruction_set=self.instruction_set)
+
+
+def bucket_of(param: Tensor, weight: Tensor | None = None) -> BucketTensors:
+    """A bucket of one flat parameter, with zero moments."""
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    state = [torch.zeros(param.shape, dtype=dtype) for _ in AdamW.state_names]
+    return BucketTensors(
+        rule=AdamW(),
+        params=[param],
+        offsets=[0],
+        weight_flat=weight,
+        state_flat=state,
+        weight=None if weight is None else [weight],
+        state=[[kind] for kind in state],
+    )
