@@ -59,8 +59,10 @@ def assert_same_bits(name: str, got: Tensor, want: Tensor) -> None:
     """Same dtype, shape and bits, signs of zeros included; any NaN equals any NaN."""
     assert (got.dtype, got.shape) == (want.dtype, want.shape), name
     got, want = _real(got), _real(want)
-    bits = _BITS[got.element_size()]
-    differs = (got.view(bits) != want.view(bits)) & ~(got.isnan() & want.isnan())
+    got_bits, want_bits = (tensor.view(_BITS[tensor.element_size()]) for tensor in (got, want))
+    if torch.equal(got_bits, want_bits):
+        return
+    differs = (got_bits != want_bits) & ~(got.isnan() & want.isnan())
     if differs.any():
         first = tuple(differs.nonzero()[0].tolist())
         pytest.fail(

@@ -164,6 +164,18 @@ def test_copies_of_the_model_are_inert_and_the_model_is_not(duplicate):
     assert opt.weights_are == "true"
 
 
+def test_shallow_copy_of_the_model_is_inert():
+    layer = nn.Linear(3, 2)
+    opt = wpadamw.WPAdamW(layer.parameters(), lr=0.1)
+    wpadamw.attach(layer, opt)
+    layer(randn(4, 3)).sum().backward()
+    opt.step()
+    twin = copy.copy(layer).eval()
+    twin(randn(4, 3))
+    twin.state_dict()
+    assert opt.weights_are == "predicted"
+
+
 def test_copies_of_model_and_optimizer_can_be_attached_anew():
     model, opt, _ = attached(2)
     twin, twin_opt = copy.deepcopy((model, opt))

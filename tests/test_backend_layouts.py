@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -16,7 +17,7 @@ from helpers import (
     set_grad,
     wide,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wpadamw import WPAdamW
@@ -186,8 +187,7 @@ def test_gradients_that_repeat_one_number_change_no_bit(backend, layout, generat
 def test_lazily_conjugate_and_negative_gradients_change_no_bit(backend, lazy, generator):
     values, grad = (wide(120, torch.complex64, generator) for _ in range(2))
     if lazy == "negative":
-        # The imaginary part of a conjugate view is a negative view.
-        values, grad = values.imag.clone(), grad.conj().imag
+        values, grad = values.real.clone(), torch._neg_view(grad.real.clone())
         assert grad.is_neg()
     else:
         grad = grad.conj()
@@ -226,6 +226,11 @@ def test_parameters_with_gaps_leave_the_gaps_alone(generator):
 NUMEL = 1000
 
 
+@functools.cache
+def train_whole(backup):
+    return train_in_parts([], list, 1, "torch", backup=backup)
+
+
 def train_in_parts(bounds, order, groups, backend, **options):
     """One vector, cut at ``bounds``; the parts in some order and spread over groups."""
     generator = torch.Generator().manual_seed(5)
@@ -250,15 +255,17 @@ def train_in_parts(bounds, order, groups, backend, **options):
 
 @pytest.mark.parametrize("backup", [True, False], ids=["backup", "no-backup"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=40)
 @given(
     bounds=st.lists(st.integers(0, NUMEL), max_size=12),
     order=st.sampled_from([list, lambda indices: list(reversed(indices))]),
     groups=st.integers(1, 3),
 )
 def test_cutting_regrouping_and_reordering_change_no_bit(backend, backup, bounds, order, groups):
-    whole = train_in_parts([], list, 1, "torch", backup=backup)
     cut = train_in_parts(bounds, order, groups, backend, backup=backup)
-    for name, got, want in zip(("param", "exp_avg", "exp_avg_sq"), cut, whole, strict=True):
+    for name, got, want in zip(
+        ("param", "exp_avg", "exp_avg_sq"), cut, train_whole(backup), strict=True
+    ):
         assert_same_bits(name, got, want)
 
 

@@ -12,7 +12,6 @@ from models import (
     equal,
     held,
     network,
-    optimizer,
     parameter,
     randn,
     set_grads,

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 import torch
-from helpers import assert_same_bits, mid_training_state, needs_cpp, wide
+from helpers import assert_same_bits, load_mid_training, mid_training_state, needs_cpp, wide
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -200,6 +200,15 @@ def test_the_first_iteration_is_not_predicted(generator):
     assert (seen[1] != values).all()
 
 
+def test_a_state_without_updates_is_not_predicted(generator):
+    values = wide(50, torch.float32, generator)
+    param = torch.nn.Parameter(values.clone())
+    optimizer = WPAdamW([param], lr=0.1)
+    load_mid_training(optimizer, step=0)
+    optimizer.predict()
+    assert_same_bits("predicted", param, values)
+
+
 @given(prediction_steps=st.floats(0.0, 50.0))
 def test_prediction_is_affine_in_the_number_of_steps(prediction_steps):
     generator = torch.Generator().manual_seed(3)
@@ -230,7 +239,7 @@ def test_prediction_looks_where_a_step_with_the_same_direction_would_lead(genera
 def test_each_parameter_counts_its_own_steps(backend, generator):
     values = [wide(20, torch.float32, generator) for _ in range(2)]
     grads = [[wide(20, torch.float32, generator) for _ in range(6)] for _ in range(2)]
-    grads[1] = [None, None, grads[1][2], None, *grads[1][4:]]
+    grads[1][1:4] = [None, grads[1][2], None]
     together = [torch.nn.Parameter(value.clone()) for value in values]
     optimizer = WPAdamW(together, lr=0.01, backend=backend)
     for at_once in zip(*grads, strict=True):

@@ -86,19 +86,24 @@ def test_limits_are_accepted_as_in_torch(argument):
     wpadamw.WPAdamW([parameter(3)], **argument)
 
 
+# The backend is not an option of groups.
+GROUPS_REFUSE = [case for case in WE_REFUSE if "backend" not in case[0]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"), WE_REFUSE, ids=lambda value: str(value)[:40]
 )
-@pytest.mark.parametrize("place", ["defaults", "group"])
-def test_own_arguments_are_refused_by_name(arguments, kind, text, place):
-    if place == "defaults":
-        params, options = [parameter(3)], arguments
-    elif "backend" in arguments:
-        pytest.skip("the backend is not an option of groups")
-    else:
-        params, options = [{"params": [parameter(3)], **arguments}], {}
+def test_own_arguments_are_refused_by_name(arguments, kind, text):
     with pytest.raises(kind, match=text):
-        wpadamw.WPAdamW(params, **options)
+        wpadamw.WPAdamW([parameter(3)], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"), GROUPS_REFUSE, ids=lambda value: str(value)[:40]
+)
+def test_own_options_of_a_group_are_refused_by_name(arguments, kind, text):
+    with pytest.raises(kind, match=text):
+        wpadamw.WPAdamW([{"params": [parameter(3)], **arguments}])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -67,9 +67,10 @@ def _no_gradient() -> None:
 
 
 def _addresses(tensors: list[Tensor | None]) -> list[int]:
-    if type(None) in set(map(type, tensors)):
+    try:
+        return list(map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
+    except TypeError:  # at None
         return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    return list(map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
 
 
 def _is_part(tensor: Tensor) -> bool:

@@ -120,7 +120,7 @@ def _read_step(where: str, value: Any) -> Tensor:
     number = float(value) if is_one_number else math.nan
     if not (number >= 0 and number.is_integer()):
         raise ValueError(f"{where}['step'] must be one whole number >= 0, got {value!r:.200}")
-    return torch.tensor(number)
+    return torch.tensor(number, dtype=torch.float32, device="cpu")
 
 
 def _read_tensor(where: str, value: Any, param: Tensor) -> Tensor:

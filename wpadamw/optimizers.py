@@ -122,7 +122,7 @@ class WPAdamW(WeightPrediction):
 def check_hyperparameters(group: Group) -> None:
     """Raises for hyper-parameters of a group that ``torch.optim.AdamW`` or we refuse."""
     torch.optim.AdamW(
-        [torch.empty(0)],
+        [torch.empty(0, device="cpu")],
         *(group[name] for name in _TORCH_ARGUMENTS),
         **{name: group[name] for name in _TORCH_KEYWORDS},
     )

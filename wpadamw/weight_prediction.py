@@ -9,20 +9,21 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, checkpoint, identify
-from wpadamw.buckets import Bucket, StepGradients
+from wpadamw.buckets import Bucket
 from wpadamw.columns import StepOptions
 from wpadamw.compat import disable_dynamo, needs_profiled_step
+from wpadamw.group_step import GroupStep, move
 from wpadamw.identify import Mode
 from wpadamw.plan import Group, GroupPlan, check_dtype, check_recoverable, check_unique
 from wpadamw.rules import AdamW
-from wpadamw.scalars import Prediction, group_prediction
+from wpadamw.scalars import group_prediction
 
 WRITTEN_OUTSIDE = (
     "Parameters were written to from outside the optimizer (load_state_dict, clamp_, "
@@ -43,34 +44,8 @@ class _Plans:
         self.has_warned = False
 
 
-class _GroupStep(NamedTuple):
-    """A checked step over one group."""
-
-    group: Group
-    buckets: list[Bucket]
-    grads: list[StepGradients | None]
-    options: StepOptions
-
-    def run(self) -> None:
-        """Cannot fail: the group ends wholly in one mode."""
-        target: Mode = "predicted" if self.options.predict_next else "true"
-        changes_mode = self.group["weights_are"] != target
-        for bucket, grads in zip(self.buckets, self.grads, strict=True):
-            is_moved = changes_mode and (grads is None or grads.has_grad is not None)
-            if is_moved:  # parameters without a gradient follow the mode without an update
-                move(bucket, target, self.options.prediction)
-            mode = target if is_moved else self.group["weights_are"]
-            if grads is not None:
-                bucket.step(grads, self.options, holds_prediction=mode == "predicted")
-        self.group["weights_are"] = target
-
-
-def move(bucket: Bucket, mode: Mode, prediction: Prediction) -> None:
-    """Takes a bucket from the other mode to this one."""
-    if mode == "true":
-        bucket.restore()
-    else:
-        bucket.predict(prediction)
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 class WeightPrediction(Optimizer):
@@ -241,7 +216,7 @@ class WeightPrediction(Optimizer):
         scale = getattr(self, "grad_scale", None)
         return 1.0 if not self._amp or scale is None else 1.0 / float(scale)
 
-    def _prepare(self, grad_factor: float) -> list[_GroupStep]:
+    def _prepare(self, grad_factor: float) -> list[GroupStep]:
         """Checks everything that a step needs, before anything is written."""
         started: list[Tensor] = []
         try:
@@ -251,7 +226,7 @@ class WeightPrediction(Optimizer):
                 self.state.pop(param, None)
             raise
 
-    def _prepare_group(self, group: Group, grad_factor: float, started: list[Tensor]) -> _GroupStep:
+    def _prepare_group(self, group: Group, grad_factor: float, started: list[Tensor]) -> GroupStep:
         check_recoverable(group)
         plan = self._refreshed(group)
         if starting := plan.starting():
@@ -264,7 +239,7 @@ class WeightPrediction(Optimizer):
             predict_next=group["predict_in_step"],
         )
         grads = [bucket.gradients() for bucket in plan.buckets]
-        return _GroupStep(group, plan.buckets, grads, options)
+        return GroupStep(group, plan.buckets, grads, options)
 
     # Plans.
 
@@ -327,7 +302,9 @@ class WeightPrediction(Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_backend": self._backend, "_amp": self._amp}
+        # Copies: pickling a view writes the whole flat buffer behind it.
+        state = {p: {k: _copied(v) for k, v in entry.items()} for p, entry in self.state.items()}
+        own = {"state": defaultdict(dict, state), "_backend": self._backend, "_amp": self._amp}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -372,7 +349,9 @@ class WeightPrediction(Optimizer):
         state = checkpoint.read_state(
             state_dict.get("state"), state_dict["param_groups"], groups, names
         )
+        has_warned = self._plans.has_warned
         self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups})
+        self._plans.has_warned = has_warned
         self._identify_loaded()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
