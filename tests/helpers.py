@@ -35,6 +35,17 @@ KINDS = {
     "complex128-with-complex64-grad": (torch.complex128, torch.complex64),
 }
 NARROW = (torch.bfloat16, torch.float16)
+BACKUPS = {"backup": {}, "no-backup": {"backup": False}}
+
+
+def kinds_and(options: Mapping[str, dict[str, Any]]) -> list[Any]:
+    """Every kind with every one of the options that its parameters accept."""
+    return [
+        pytest.param(*kind, chosen, id=f"{kind_name}-{name}")
+        for kind_name, kind in KINDS.items()
+        for name, chosen in options.items()
+        if chosen.get("backup", True) or kind[0] not in NARROW
+    ]
 
 
 def missing_backends(expected: str, report: Mapping[str, Mapping[str, str | None]]) -> list[str]:

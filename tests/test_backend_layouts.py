@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers import (
     BACKENDS,
-    KINDS,
+    BACKUPS,
     Twins,
     assert_same_bits,
+    kinds_and,
     needs_cpp,
     random_parameters,
     set_grad,
@@ -73,9 +74,12 @@ class GuardedTwins(Twins):
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2, 3])
-@pytest.mark.parametrize("dtype, grad_dtype", KINDS.values(), ids=KINDS)
-def test_neighbours_of_parameters_at_odd_addresses_survive(dtype, grad_dtype, offset, generator):
-    GuardedTwins([1, 15, 32, 33, 129], dtype, offset).run_everything(generator, grad_dtype)
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+def test_neighbours_of_parameters_at_odd_addresses_survive(
+    dtype, grad_dtype, options, offset, generator
+):
+    pair = GuardedTwins([1, 15, 32, 33, 129], dtype, offset, **options)
+    pair.run_everything(generator, grad_dtype)
 
 
 @pytest.mark.parametrize("offset", [0, 1])

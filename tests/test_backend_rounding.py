@@ -6,11 +6,12 @@ import pytest
 import torch
 from helpers import (
     BACKENDS,
-    KINDS,
+    BACKUPS,
     NARROW,
     Twins,
     assert_same_bits,
     bucket_of,
+    kinds_and,
     needs_cpp,
     wide,
 )
@@ -125,10 +126,10 @@ def train_with(special, dtype, grad_dtype, where, **options):
 
 
 @pytest.mark.parametrize("where", ["grads", "params"])
-@pytest.mark.parametrize("backup", [True, False], ids=["backup", "no-backup"])
-@pytest.mark.parametrize("dtype, grad_dtype", KINDS.values(), ids=KINDS)
-def test_special_numbers_touch_their_own_element_only(dtype, grad_dtype, backup, where):
-    options = {"backup": backup or dtype in NARROW}
+@pytest.mark.parametrize("amsgrad", [False, True], ids=["adamw", "amsgrad"])
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+def test_special_numbers_touch_their_own_element_only(dtype, grad_dtype, options, amsgrad, where):
+    options = {"amsgrad": amsgrad, **options}
     ordinary = train_with(None, dtype, grad_dtype, where, **options)
     others = torch.ones(NUMEL, dtype=torch.bool)
     others[list(AT)] = False

@@ -9,13 +9,14 @@ import pytest
 import torch
 from helpers import (
     BACKENDS,
+    BACKUPS,
     KINDS,
-    NARROW,
     PinnedTable,
     Twins,
     assert_same_bits,
     assert_same_training,
     bucket_of,
+    kinds_and,
     load_mid_training,
     missing_backends,
     needs_cpp,
@@ -51,23 +52,12 @@ OPTIONS = {
     "far-lookahead-no-backup": {"prediction_steps": 2.5, "weight_decay": 0.3, "backup": False},
     "predict-apart": {"predict_in_step": False},
 }
-BACKUPS = {"backup": {}, "no-backup": {"backup": False}}
 INSTRUCTION_SET_OPTIONS = {
     **BACKUPS,
     "amsgrad": {"amsgrad": True, "prediction_steps": 2.5},
     "amsgrad-no-backup": {"amsgrad": True, "backup": False},
 }
 STEPS = {"from-zero": 0, "from-step-1": 1, "from-step-1000": 1000}
-
-
-def kinds_and(options):
-    """Every kind with every one of the options that its parameters accept."""
-    return [
-        pytest.param(*kind, chosen, id=f"{kind_name}-{name}")
-        for kind_name, kind in KINDS.items()
-        for name, chosen in options.items()
-        if chosen.get("backup", True) or kind[0] not in NARROW
-    ]
 
 
 def twins(numels, dtype, step, **options):
@@ -211,12 +201,10 @@ def train(optimizer, seeds, grad_dtype):
 
 
 @pytest.mark.parametrize("mode", ["true", "predicted"])
-@pytest.mark.parametrize("backup", [True, False], ids=["backup", "no-backup"])
 @pytest.mark.parametrize("order", [BACKENDS, BACKENDS[::-1]], ids=["to-torch", "to-cpp"])
-@pytest.mark.parametrize("kind", ["float32", "bfloat16-with-float32-grad", "complex64"])
-def test_backend_may_change_in_mid_training(kind, order, backup, mode):
-    dtype, grad_dtype = KINDS[kind]
-    options = {"backup": backup or dtype in NARROW, "predict_in_step": mode == "predicted"}
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+def test_backend_may_change_in_mid_training(dtype, grad_dtype, options, order, mode):
+    options = {"predict_in_step": mode == "predicted", **options}
     start = WPAdamW(random_parameters([3, 129, 64], dtype), lr=0.1, backend=order[0], **options)
     train(start, range(3), grad_dtype)
     assert start.weights_are == mode
