@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw._backends.interface import Backend, BucketTensors, Gradients, Rows
+from wpadamw._backends.interface import NO_ROWS, Backend, BucketTensors, Gradients, Rows
 from wpadamw.columns import Columns, StepOptions
 from wpadamw.compat import increment_version
 from wpadamw.rules import AdamW
@@ -356,7 +356,7 @@ class Bucket:
     def _last_rows(self, holds_prediction: bool) -> Rows:
         """The predictions that parameters hold, where the backup does not make them needless."""
         if self.has_backup or not holds_prediction:
-            return Rows([None])
+            return NO_ROWS
         return self.columns.prediction_rows(neutral=None)
 
     def stage(self) -> None:

@@ -76,15 +76,15 @@ def step_scalars(
     """Scalars of update number ``count`` and of the prediction from it."""
     _, lr, beta1, beta2, eps, predicted_weight_decay, prediction_steps = prediction
     bias_correction1 = 1.0 - beta1**count
-    return Scalars(
-        grad_factor=grad_factor,
-        one_minus_beta1=1.0 - beta1,
-        beta2=beta2,
-        one_minus_beta2=1.0 - beta2,
-        inv_sqrt_bc2=1.0 / math.sqrt(1.0 - beta2**count),
-        eps=eps,
-        decay=1.0 - lr * weight_decay,
-        step_size=lr / bias_correction1,
-        predict_decay=1.0 - prediction_steps * lr * predicted_weight_decay,
-        predict_size=prediction_steps * lr / bias_correction1,
+    return Scalars(  # by position: twice as fast as by name
+        grad_factor,
+        1.0 - beta1,
+        beta2,
+        1.0 - beta2,
+        1.0 / math.sqrt(1.0 - beta2**count),
+        eps,
+        1.0 - lr * weight_decay,
+        lr / bias_correction1,
+        1.0 - prediction_steps * lr * predicted_weight_decay,
+        prediction_steps * lr / bias_correction1,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wpadamw._backends.interface import BucketTensors, Gradients, Rows
+from wpadamw._backends.interface import NO_ROWS, BucketTensors, Gradients, Rows
 from wpadamw.scalars import NEUTRAL
 
 NAME = "cpp"
@@ -65,7 +65,7 @@ class Kernels:
 
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
-        self._run(self.operation.predict, rows, Rows([None]))
+        self._run(self.operation.predict, rows, NO_ROWS)
 
     def restore(self, last: Rows) -> None:
         """Go to the true weights."""
@@ -85,7 +85,7 @@ class Kernels:
 
     def _append_last(self, table: list[float], last: Rows, num_rows: int) -> list[int]:
         """Adds the rows of ``last`` to the table; per parameter its row there, or -1 for none."""
-        if all(row is None for row in last.distinct):
+        if last is NO_ROWS or all(row is None for row in last.distinct):
             return []
         position = []
         for row in last.distinct:

@@ -21,7 +21,6 @@ class Gradients(NamedTuple):
     addresses: Sequence[int]  # 0 for None
 
 
-@dataclass(frozen=True)
 class Rows:
     """Scalars per parameter: few distinct rows, and which of them each parameter takes.
 
@@ -29,8 +28,10 @@ class Rows:
     true weights.
     """
 
-    distinct: Sequence[Scalars | None]
-    index: Sequence[int] = ()
+    __slots__ = ("distinct", "index")
+
+    def __init__(self, distinct: Sequence[Scalars | None], index: Sequence[int] = ()) -> None:
+        self.distinct, self.index = distinct, index
 
     def get(self, i: int) -> Scalars | None:
         """The row of parameter ``i``."""
@@ -53,6 +54,9 @@ class BucketTensors:
     state_flat: list[Tensor]
     weight: list[Tensor] | None
     state: list[list[Tensor]]  # [kind][parameter]
+
+
+NO_ROWS = Rows([None])  # every parameter holds its true weights, or has a backup
 
 
 class Kernels(Protocol):
