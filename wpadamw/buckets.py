@@ -112,6 +112,8 @@ class Bucket:
         dense = [self._dense(i) for i in range(len(params))]
         self.param_addresses = self._addresses()
         self.real_dtype = layout.REAL_DTYPE[params[0].dtype]
+        self.has_empty = not all(tensor.numel() for tensor in dense)
+        self.contiguous_shapes = [t.shape if t.is_contiguous() else None for t in dense]
         self.tensors = self._allocate(dense)
         self._absorb()
         self.kernels = backend.Kernels(self.tensors)
@@ -282,15 +284,34 @@ class Bucket:
 
     @torch.no_grad()
     def _checked(self, grads: list[Tensor | None]) -> list[Gradients]:
-        fitted = [self._fit(i, grad) for i, grad in enumerate(grads)]
-        # Copies must be made anew in every step. Weak references let zero_grad free the memory.
-        # (A gradient without elements has no address by which to tell it from none.)
-        is_repeatable = all_same(fitted, grads) and all(g is None or g.numel() for g in fitted)
+        fitted, dtypes = grads, {self.tensors.params[0].dtype}
+        if not self._fit_as_they_are(grads):
+            fitted = [self._fit(i, grad) for i, grad in enumerate(grads)]
+            dtypes = {grad.dtype for grad in fitted if grad is not None}
+        # Copies must be made anew in every step, and a gradient without elements has no address by
+        # which to tell it from none. Weak references let zero_grad free the memory.
+        is_repeatable = not self.has_empty and all_same(fitted, grads)
         self.grad_refs = list(map(_reference, grads)) if is_repeatable else []
         self.grad_addresses = _addresses(fitted)
-        self.has_grad = [grad is not None for grad in grads]
-        self.grad_dtypes = {grad.dtype for grad in fitted if grad is not None}
+        self.has_grad, self.grad_dtypes = [grad is not None for grad in grads], dtypes
         return self._by_dtype(fitted, self.grad_addresses)
+
+    def _fit_as_they_are(self, grads: list[Tensor | None]) -> bool:
+        """Whether all are plain, and contiguous like their parameters: the usual case, quickly."""
+        dtype, device = self.tensors.params[0].dtype, self.tensors.params[0].device
+        return all(
+            grad is None
+            or (
+                type(grad) is Tensor
+                and grad.layout is torch.strided
+                and grad.dtype is dtype
+                and grad.is_contiguous()
+                and grad.shape == shape
+                and grad.device == device
+                and not grad.is_neg()
+            )
+            for grad, shape in zip(grads, self.contiguous_shapes, strict=True)
+        )
 
     def _fit(self, i: int, grad: Tensor | None) -> Tensor | None:
         """The gradient of parameter i in the parameter's memory order, as real numbers."""
