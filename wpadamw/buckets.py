@@ -202,9 +202,7 @@ class Bucket:
             view = torch.view_as_complex(view)
         if not layout.is_dtensor(param):
             return view
-        from torch.distributed.tensor import DTensor
-
-        return DTensor.from_local(
+        return type(param).from_local(  # type: ignore[attr-defined,no-any-return]
             view,
             param.device_mesh,  # type: ignore[attr-defined]
             param.placements,  # type: ignore[attr-defined]

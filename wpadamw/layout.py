@@ -27,9 +27,7 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """The shard of a DTensor that this process holds; any other tensor itself."""
-    if type(tensor) in (Tensor, torch.nn.Parameter) or not hasattr(tensor, "to_local"):
-        return tensor
-    return tensor.to_local()  # type: ignore[no-any-return]
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def as_real(tensor: Tensor) -> Tensor:
