@@ -13,7 +13,11 @@ NAME = "torch"
 
 def why_not(device_type: str) -> str | None:
     """Why this backend cannot serve a type of device, or None if it can."""
-    return None if device_type != "meta" else "meta tensors have no data"
+    if device_type == "meta":
+        return "meta tensors have no data"
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
 
 
 class Kernels:
