@@ -168,7 +168,8 @@ def test_switching_runs_no_kernel_and_takes_no_time_when_nothing_changes(mode, m
         monkeypatch.setattr(cpp.Kernels, name, lambda *args, name=name: ran.append(name))
     switch()
     assert not ran
-    assert min(timeit.repeat(switch, number=1000, repeat=7)) / 1000 < 2e-6
+    # Short stretches, many of them: the best is not disturbed by what else runs on the machine.
+    assert min(timeit.repeat(switch, number=50, repeat=400)) / 50 < 2e-6
     (opt.train if mode == "true" else opt.eval)()
     assert len(ran) == 2
 

@@ -247,3 +247,11 @@ def test_model_cast_without_backup_is_refused_or_kept():
     except RuntimeError:
         return
     torch.testing.assert_close(held(net), [w.double() for w in true], rtol=1e-5, atol=1e-6)
+
+
+def test_warning_shows_the_line_of_the_caller():
+    net, opt = started()
+    written(net, opt, "init")
+    with pytest.warns(UserWarning, match=OUTSIDE) as caught:
+        opt.restore()
+    assert [warning.filename for warning in caught] == [__file__]

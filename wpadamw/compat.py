@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -9,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
+
+# Files under these are no caller whose line a warning should show.
+_LIBRARIES = tuple(os.path.dirname(str(file)) for file in (__file__, torch.__file__))
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,3 +47,11 @@ def needs_profiled_step(optimizer: Optimizer) -> bool:
 def to_complex(dtype: torch.dtype) -> torch.dtype:
     """The complex dtype of pairs of a real one."""
     return {torch.float32: torch.complex64, torch.float64: torch.complex128}[dtype]
+
+
+def warn_caller(text: str) -> None:
+    """Warns at the line of the user's code that led here (Python 3.12 has an argument for it)."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)

@@ -5,7 +5,6 @@ Everything here is the same for every update rule; `wpadamw.optimizers` names ru
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from wpadamw import _backends, checkpoint, identify
 from wpadamw.buckets import Bucket
 from wpadamw.columns import StepOptions
-from wpadamw.compat import disable_dynamo, needs_profiled_step
+from wpadamw.compat import disable_dynamo, needs_profiled_step, warn_caller
 from wpadamw.group_step import GroupStep, move
 from wpadamw.identify import Mode
 from wpadamw.plan import Group, GroupPlan, check_dtype, check_recoverable, check_unique
@@ -275,7 +274,7 @@ class WeightPrediction(Optimizer):
         identify.settle(bucket, found, group["weights_are"], group_prediction(group))
         if "neither" in found.values() and not self._plans.has_warned:
             self._plans.has_warned = True
-            warnings.warn(WRITTEN_OUTSIDE, stacklevel=2)
+            warn_caller(WRITTEN_OUTSIDE)
 
     # Groups and checkpoints.
 
