@@ -12,7 +12,9 @@ from helpers import (
     assert_same_bits,
     bucket_of,
     kinds_and,
+    load_mid_training,
     needs_cpp,
+    random_parameters,
     wide,
 )
 from hypothesis import given
@@ -149,6 +151,19 @@ def test_special_gradients_have_the_effect_that_the_formula_gives_them(backend):
     # Infinity over infinity is a NaN; a square that overflows leaves a direction of 0.
     assert param[:3].isnan().all()
     assert param[3:].tolist() == [1 - 0.25 * 0.5] * 3
+
+
+@pytest.mark.parametrize("special", SPECIAL.values(), ids=SPECIAL)
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_special_numbers_in_the_state_have_equal_effects(dtype, name, special, generator):
+    amsgrad = name == "max_exp_avg_sq"
+    pair = Twins(lambda: random_parameters([NUMEL], dtype), amsgrad=amsgrad)
+    pair.run(lambda optimizer: load_mid_training(optimizer, 10))
+    for optimizer in pair.by_backend.values():
+        for i in AT:
+            optimizer.state[optimizer.param_groups[0]["params"][0]][name][i] = special
+    pair.run_everything(generator, dtype)
 
 
 @given(

@@ -145,6 +145,13 @@ def test_square_roots_of_infinity_and_nan_are_themselves(dtype):
     assert_same_bits("sqrt", rules.sqrt(values), values)
 
 
+@pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
+def test_square_roots_of_negative_numbers_are_nan_and_of_minus_zero_minus_zero(dtype):
+    values = torch.tensor([-1.0, -torch.finfo(dtype).tiny, -float("inf"), -0.0], dtype=dtype)
+    nan = float("nan")
+    assert_same_bits("sqrt", rules.sqrt(values), torch.tensor([nan, nan, nan, -0.0], dtype=dtype))
+
+
 # Names shared with the kernels.
 
 
@@ -163,10 +170,10 @@ def test_rules_have_the_names_of_the_kernels():
 # What follows from the formulas.
 
 
-def stepped(values, grads, **options):
+def stepped(values, grads, backend="torch", **options):
     """A parameter after steps with these gradients, None for a step without one."""
     param = torch.nn.Parameter(values.clone())
-    optimizer = WPAdamW([param], **options)
+    optimizer = WPAdamW([param], backend=backend, **options)
     for grad in grads:
         param.grad = grad
         optimizer.step()
@@ -184,7 +191,7 @@ def test_the_first_step_moves_by_lr(generator):
 def test_the_first_iteration_is_not_predicted(generator):
     values = wide(50, torch.float32, generator)
     param = torch.nn.Parameter(values.clone())
-    optimizer = WPAdamW([param], lr=0.1, prediction_steps=3.0)
+    optimizer = WPAdamW([param], lr=0.1, prediction_steps=3.0, backend="torch")
     seen = []
 
     def closure():
@@ -203,7 +210,7 @@ def test_the_first_iteration_is_not_predicted(generator):
 def test_a_state_without_updates_is_not_predicted(generator):
     values = wide(50, torch.float32, generator)
     param = torch.nn.Parameter(values.clone())
-    optimizer = WPAdamW([param], lr=0.1)
+    optimizer = WPAdamW([param], lr=0.1, backend="torch")
     load_mid_training(optimizer, step=0)
     optimizer.predict()
     assert_same_bits("predicted", param, values)
@@ -291,7 +298,8 @@ def test_without_prediction_it_is_adamw_as_accurate_as_torch(options, num_steps,
     theirs = torch.optim.AdamW
     truth = trained(theirs, values, state, grads, torch.float64, foreach=False)
     torchs = trained(theirs, values, state, grads, torch.float32, foreach=False)
-    ours = trained(WPAdamW, values, state, grads, torch.float32, prediction_steps=0.0)
+    without = {"prediction_steps": 0.0, "backend": "torch"}
+    ours = trained(WPAdamW, values, state, grads, torch.float32, **without)
 
     one_ulp = torch.finfo(torch.float32).eps * truth.abs().max()
     assert (truth - values).abs().max() > 1000 * one_ulp

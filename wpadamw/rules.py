@@ -21,7 +21,8 @@ def sqrt(x: Tensor) -> Tensor:
     # torch.sqrt calls a vector library on CPU that is off by one ulp for some inputs. float32 goes
     # through float64; float64 through the complex root, which is libm's and exact for reals.
     if x.dtype == torch.float64 and x.device.type == "cpu":
-        return torch.complex(x, torch.zeros_like(x)).sqrt().real
+        root = torch.complex(x, torch.zeros_like(x)).sqrt().real
+        return torch.where(x > 0, root, x.sqrt())  # negative numbers have no real root: NaN
     return x.double().sqrt().to(x.dtype)
 
 
