@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+# Environment variables that CMakeLists.txt knows as options of the same name.
+OPTIONS = ("WPADAMW_CUDA", "WPADAMW_CUDA_ARCHITECTURES")
 
 
 class CMakeBuild(build_ext):
@@ -28,6 +31,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={library.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *(f"-D{name}={os.environ[name]}" for name in OPTIONS if name in os.environ),
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build_dir)], check=True)

@@ -1,10 +1,10 @@
-// The only file that knows Python: addresses, sizes and codes in, no tensors.
-#include <pybind11/pybind11.h>
+// Addresses, sizes and codes in, no tensors. These bindings are all that knows Python.
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <stdexcept>
-#include <string>
 
 #include "bucket.h"
 #include "cpu/bucket_kernels.h"
@@ -14,12 +14,6 @@
 namespace py = pybind11;
 
 namespace wpadamw {
-namespace {
-
-struct RuleInfo {
-  std::string name;
-  int num_states;
-};
 
 const std::vector<RuleInfo>& rules() {
 #define WPADAMW_RULE_INFO(Rule) {Rule::kName, Rule::kNumStates},
@@ -35,12 +29,17 @@ RuleId rule_id(const std::string& name) {
   return static_cast<RuleId>(found - rules().begin());
 }
 
-template <typename value_t>
-void check_size(const char* name, const std::vector<value_t>& values, size_t expected) {
-  if (values.size() == expected) return;
-  throw std::invalid_argument(std::string(name) + " must have " + std::to_string(expected) +
-                              " entries, got " + std::to_string(values.size()));
+size_t num_states(RuleId rule) {
+  return static_cast<size_t>(rules()[static_cast<size_t>(rule)].num_states);
 }
+
+void check_size(const char* name, size_t found, size_t expected) {
+  if (found == expected) return;
+  throw std::invalid_argument(std::string(name) + " must have " + std::to_string(expected) +
+                              " entries, got " + std::to_string(found));
+}
+
+namespace {
 
 using Addresses = std::vector<uintptr_t>;
 using Sizes = std::vector<int64_t>;
@@ -53,9 +52,9 @@ Bucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& 
   bucket.rule = rule_id(rule);
   bucket.param_dtype = param_dtype;
   bucket.weight = reinterpret_cast<void*>(weight);
-  check_size("state", state, static_cast<size_t>(rules()[static_cast<size_t>(bucket.rule)].num_states));
-  check_size("offsets", offsets, params.size());
-  check_size("numels", numels, params.size());
+  check_size("state", state.size(), num_states(bucket.rule));
+  check_size("offsets", offsets.size(), params.size());
+  check_size("numels", numels.size(), params.size());
   for (size_t k = 0; k < state.size(); ++k) bucket.state[k] = reinterpret_cast<void*>(state[k]);
   bucket.spans.resize(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
@@ -77,8 +76,8 @@ void check_rows(const char* name, const Rows& rows, int32_t least, size_t num_ro
 
 // An empty list of rows stands for row 0 (rows) or for no row (last_rows) everywhere.
 void set_rows(Bucket& bucket, const Rows& rows, const Rows& last_rows, size_t num_rows) {
-  if (!rows.empty()) check_size("rows", rows, bucket.spans.size());
-  if (!last_rows.empty()) check_size("last_rows", last_rows, bucket.spans.size());
+  if (!rows.empty()) check_size("rows", rows.size(), bucket.spans.size());
+  if (!last_rows.empty()) check_size("last_rows", last_rows.size(), bucket.spans.size());
   check_rows("rows", rows, 0, num_rows);
   check_rows("last_rows", last_rows, -1, num_rows);
   for (size_t i = 0; i < bucket.spans.size(); ++i) {
@@ -88,12 +87,12 @@ void set_rows(Bucket& bucket, const Rows& rows, const Rows& last_rows, size_t nu
 }
 
 void set_grads(Bucket& bucket, const Addresses& grads) {
-  check_size("grads", grads, bucket.spans.size());
+  check_size("grads", grads.size(), bucket.spans.size());
   for (size_t i = 0; i < bucket.spans.size(); ++i) bucket.spans[i].grad = grads[i];
 }
 
-void run(Bucket& bucket, Operation operation, DType grad_dtype, std::vector<double> scalars, const Rows& rows, const Rows& last_rows, int num_threads,
-         const char* instruction_set) {
+void run(Bucket& bucket, Operation operation, DType grad_dtype, std::vector<double> scalars,
+         const Rows& rows, const Rows& last_rows, int num_threads, const char* instruction_set) {
   if (scalars.empty() || scalars.size() % kNumScalars != 0) {
     throw std::invalid_argument("scalars must be rows of " + std::to_string(kNumScalars) +
                                 " numbers, got " + std::to_string(scalars.size()));
@@ -103,7 +102,6 @@ void run(Bucket& bucket, Operation operation, DType grad_dtype, std::vector<doub
   const py::gil_scoped_release release;
   run_cpu(bucket, call, instruction_set);
 }
-
 
 // A step asks this of every tensor of its state. In Python it would take longer than the update of
 // small tensors.
@@ -159,4 +157,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_sets", &instruction_sets);
   m.def("rule_names", &rule_names);
   m.def("scalar_names", &scalar_names);
+#if defined(WPADAMW_CUDA)
+  py::module_ cuda = m.def_submodule("cuda", "Kernels over addresses of device memory.");
+  bind_cuda(cuda);
+#endif
 }

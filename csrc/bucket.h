@@ -5,12 +5,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "dtype.h"
+#include "operation.h"
+
 namespace wpadamw {
-
-enum class DType : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
-enum class RuleId : int;  // position in WPADAMW_FOR_EACH_RULE
-
-constexpr int kMaxStates = 3;
 
 // One tensor of a bucket, in memory order.
 struct Span {
@@ -29,8 +27,6 @@ struct Bucket {
   void* state[kMaxStates] = {};
   std::vector<Span> spans;
 };
-
-enum class Operation { kStep, kStepAndPredict, kPredict, kRestore };
 
 struct Call {
   Operation operation{};

@@ -2,6 +2,8 @@
 // in float64, in this order.
 #pragma once
 
+#include "host_device.h"
+
 namespace wpadamw {
 
 template <typename real_t>
@@ -22,5 +24,12 @@ constexpr int kNumScalars = 10;
 constexpr const char* kScalarNames[kNumScalars] = {
     "grad_factor", "one_minus_beta1", "beta2",     "one_minus_beta2", "inv_sqrt_bc2",
     "eps",         "decay",           "step_size", "predict_decay",   "predict_size"};
+
+// Rounds a row of float64 numbers to the dtype of the state.
+template <typename real_t>
+WPADAMW_HOST_DEVICE Scalars<real_t> round_scalars(const double* row) {
+  return {real_t(row[0]), real_t(row[1]), real_t(row[2]), real_t(row[3]), real_t(row[4]),
+          real_t(row[5]), real_t(row[6]), real_t(row[7]), real_t(row[8]), real_t(row[9])};
+}
 
 }  // namespace wpadamw

@@ -47,7 +47,6 @@ WE_REFUSE = [
     ({"prediction_steps": "1"}, ValueError, "prediction_steps must be a number >= 0, got '1'"),
     ({"prediction_steps": None}, ValueError, "prediction_steps must be .* got None"),
     ({"differentiable": True}, ValueError, "differentiable must be False"),
-    ({"capturable": True}, ValueError, "capturable must be False"),
     ({"backend": "numpy"}, ValueError, "backend must be one of 'auto', .*'torch'.* got 'numpy'"),
     ({"backend": None}, ValueError, "backend must be one of"),
     (

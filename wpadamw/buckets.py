@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw._backends.interface import NO_ROWS, Backend, BucketTensors, Gradients, Rows
+from wpadamw._backends.interface import Backend, BucketTensors, Gradients
 from wpadamw.columns import Columns, StepOptions
 from wpadamw.compat import increment_version
+from wpadamw.device_columns import DeviceColumns
 from wpadamw.rules import AdamW
-from wpadamw.scalars import NO_PREDICTION, Prediction
+from wpadamw.scalars import Prediction
 
 # Each parameter starts at a multiple of this many elements of the flat buffers: whole cache lines
 # and whole 16-byte accesses for every dtype.
@@ -95,6 +96,8 @@ class Bucket:
         backend: whose kernels to use.
         states: per parameter the state so far, {} at its first gradient. Its tensors are copied
             into the flat buffers and replaced by views of them.
+        counts_on_device: keep counts, records and scalars there, so that the host never waits for
+            them and CUDA graphs can capture a step.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Bucket:
         has_backup: bool,
         backend: Backend,
         states: list[StateDict],
+        counts_on_device: bool = False,
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
         self.locals = [layout.local(param) for param in params]
@@ -115,8 +119,9 @@ class Bucket:
         self.has_empty = not all(tensor.numel() for tensor in dense)
         self.contiguous_shapes = [t.shape if t.is_contiguous() else None for t in dense]
         self.tensors = self._allocate(dense)
-        self._absorb()
         self.kernels = backend.Kernels(self.tensors)
+        self.counts_on_device = counts_on_device
+        self._absorb()
         self.grad_refs: list[Callable[[], Tensor | None]] = []
         self.grad_addresses: list[int] = []
         self.has_grad: list[bool] = []
@@ -173,7 +178,9 @@ class Bucket:
         for i, state in enumerate(self.states):
             for name in views[i].keys() & state.keys():
                 _check_shape(f"state of params[{i}]: {name}", state[name], views[i][name])
-        self.columns = Columns(self.states)
+        self.columns: Columns | DeviceColumns = Columns(self.states)
+        if self.counts_on_device:
+            self.columns = DeviceColumns(self.columns, self.tensors.params[0].device, self.kernels)
         for i, state in enumerate(self.states):
             self._absorb_parameter(i, state, views[i])
         self.state_values = [value for state in self.states for value in state.values()]
@@ -349,34 +356,26 @@ class Bucket:
 
     def step(self, grads: StepGradients, options: StepOptions, holds_prediction: bool) -> None:
         """Restores, updates and, if asked to, predicts the parameters that have a gradient."""
-        rows = self.columns.step_rows(options)
-        last = self._last_rows(holds_prediction)
+        needs_last = holds_prediction and not self.has_backup
+        rows, last = self.columns.begin_step(options, grads.has_grad, needs_last)
         self.stage()
         for same_dtype in grads.by_dtype:
             self.kernels.step(same_dtype, rows, last, options.predict_next)
         self.finish_write(grads.has_grad)
-        self.columns.count_steps(grads.has_grad)
-        made = options.prediction if options.predict_next else NO_PREDICTION
-        self.columns.record(made, grads.has_grad)
+        self.columns.end_step(options, grads.has_grad)
 
     def predict(self, prediction: Prediction) -> None:
         """Goes from true to predicted weights; ``prediction`` is for those that have none yet."""
-        self.columns.record(prediction, [not record.made for record in self.columns.records])
+        rows = self.columns.begin_predict(prediction)
         self.stage()
-        self.kernels.predict(self.columns.prediction_rows())
+        self.kernels.predict(rows)
         self.finish_write()
 
     def restore(self) -> None:
         """Goes from predicted to true weights."""
         self.stage()
-        self.kernels.restore(self._last_rows(holds_prediction=True))
+        self.kernels.restore(self.columns.last_rows(needs_last=not self.has_backup))
         self.finish_write()
-
-    def _last_rows(self, holds_prediction: bool) -> Rows:
-        """The predictions that parameters hold, where the backup does not make them needless."""
-        if self.has_backup or not holds_prediction:
-            return NO_ROWS
-        return self.columns.prediction_rows(neutral=None)
 
     def stage(self) -> None:
         """Brings the dense copies of parameters with gaps up to date."""

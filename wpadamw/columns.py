@@ -12,8 +12,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from wpadamw._backends.interface import Rows
+from wpadamw._backends.interface import NO_ROWS, Rows
 from wpadamw.scalars import (
     NEUTRAL,
     NO_PREDICTION,
@@ -29,8 +30,14 @@ class StepOptions(NamedTuple):
 
     prediction: Prediction
     weight_decay: float
-    grad_factor: float
+    grad_factor: float | Tensor  # a float64 tensor where the host does not know it
     predict_next: bool
+    found_inf: Tensor | None = None  # on the device; not 0: the step does nothing
+
+    @property
+    def record(self) -> Prediction:
+        """What a parameter holds after the step."""
+        return self.prediction if self.predict_next else NO_PREDICTION
 
 
 def _is_repeated(values: Sequence[Any]) -> bool:
@@ -97,15 +104,37 @@ class Columns:
         self.predictions.copy_(torch.tensor(self.records, dtype=torch.float64, device="cpu"))
         self._own()
 
-    def step_rows(self, options: StepOptions) -> Rows:
-        """The scalars of each parameter's next update."""
+    def begin_step(
+        self, options: StepOptions, has_grad: list[bool] | None, needs_last: bool
+    ) -> tuple[Rows, Rows]:
+        """The scalars of each parameter's next update, and those of the prediction it holds."""
+        factor = options.grad_factor
+        known, unknown = (1.0, factor) if isinstance(factor, Tensor) else (factor, None)
 
         def make(count: int) -> Scalars:
-            return step_scalars(
-                options.prediction, options.weight_decay, count + 1, options.grad_factor
-            )
+            return step_scalars(options.prediction, options.weight_decay, count + 1, known)
 
-        return _distinct_rows(self.counts, make)
+        rows = _distinct_rows(self.counts, make)
+        rows.grad_factor = unknown
+        return rows, self.last_rows(needs_last)
+
+    def end_step(self, options: StepOptions, has_grad: list[bool] | None) -> None:
+        """To be called after the step has been launched."""
+        self.count_steps(has_grad)
+        self.record(options.record, has_grad)
+
+    def begin_predict(self, prediction: Prediction) -> Rows:
+        """Scalars of each parameter's prediction; ``prediction`` is for those that have none."""
+        self.record(prediction, [not record.made for record in self.records])
+        return self.prediction_rows()
+
+    def last_rows(self, needs_last: bool) -> Rows:
+        """The predictions that parameters hold, where the caller needs them."""
+        return self.prediction_rows(neutral=None) if needs_last else NO_ROWS
+
+    def on_host(self) -> Columns:
+        """Itself: the host knows everything here."""
+        return self
 
     def prediction_rows(self, neutral: Scalars | None = NEUTRAL) -> Rows:
         """The scalars of each parameter's last prediction; ``neutral`` where it moved nothing."""

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,6 +18,24 @@ from torch.optim.optimizer import Optimizer
 _LIBRARIES = tuple(os.path.dirname(str(file)) for file in (__file__, torch.__file__))
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def check_capture(groups: Sequence[dict[str, Any]]) -> None:
+    """Raises RuntimeError where a CUDA graph records a step that it could not repeat."""
+    has_started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    is_capturing = has_started and torch.cuda.is_current_stream_capturing()
+    if is_capturing and not all(group["capturable"] for group in groups):
+        raise RuntimeError("a step in a CUDA graph needs capturable=True, got False in a group")
+
+
+def current_stream(device: torch.device) -> int:
+    """The address of a CUDA device's current stream; 0 for devices without streams."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def device_guard(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a CUDA device the current one, for launches and allocations."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def disable_dynamo(function: Function) -> Function:
@@ -47,6 +66,18 @@ def needs_profiled_step(optimizer: Optimizer) -> bool:
 def to_complex(dtype: torch.dtype) -> torch.dtype:
     """The complex dtype of pairs of a real one."""
     return {torch.float32: torch.complex64, torch.float64: torch.complex128}[dtype]
+
+
+def total_norm(grads: Sequence[Tensor], norm_type: float, error_if_nonfinite: bool) -> Tensor:
+    """The norm of all gradients as one vector, also of sharded ones."""
+    if hasattr(torch.nn.utils, "get_total_norm"):
+        norm = torch.nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite)
+    else:  # before torch 2.6
+        norms = [torch.linalg.vector_norm(grad, norm_type) for grad in grads]
+        norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+        if error_if_nonfinite and not norm.isfinite():
+            raise RuntimeError(f"the norm of order {norm_type} of the gradients is non-finite")
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def warn_caller(text: str) -> None:

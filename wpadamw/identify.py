@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wpadamw.buckets import Bucket
+from wpadamw.columns import Columns
 from wpadamw.scalars import NULL_PREDICTION, Prediction
 
 Mode = Literal["true", "predicted"]
@@ -22,10 +23,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _predict(bucket: Bucket, i: int, dtype: torch.dtype) -> Tensor:
+def _predict(bucket: Bucket, columns: Columns, i: int, dtype: torch.dtype) -> Tensor:
     """The prediction of parameter i from its backup, computed in ``dtype``."""
     assert bucket.tensors.weight is not None
-    rule, scalars = bucket.rule, bucket.columns.prediction_rows()[i]
+    rule, scalars = bucket.rule, columns.prediction_rows()[i]
     weight = bucket.tensors.weight[i].to(dtype)
     direction = rule.direction(tuple(kind[i].to(dtype) for kind in bucket.tensors.state), scalars)
     return rule.predict_weight(weight, direction, scalars).to(bucket.tensors.params[i].dtype)
@@ -38,22 +39,23 @@ def identify(bucket: Bucket, indices: Iterable[int], prediction: Prediction) -> 
     hold one all the same, made after the state was saved.
     """
     bucket.stage()
-    recorded = bucket.columns.records
-    bucket.columns.records = [record if record.made else prediction for record in recorded]
+    columns = bucket.columns.on_host()
+    recorded = columns.records
+    columns.records = [record if record.made else prediction for record in recorded]
     try:
-        return {i: _identify_parameter(bucket, i) for i in indices}
+        return {i: _identify_parameter(bucket, columns, i) for i in indices}
     finally:
-        bucket.columns.records = recorded
+        columns.records = recorded
 
 
-def _identify_parameter(bucket: Bucket, i: int) -> Found:
+def _identify_parameter(bucket: Bucket, columns: Columns, i: int) -> Found:
     if bucket.tensors.weight is None:
         return "neither"
     held = bucket.tensors.params[i]
     # A model cast from float32 to float64 holds the prediction that was made in float32.
     dtypes = {bucket.real_dtype, torch.float32}
     is_true = _same(held, bucket.tensors.weight[i].to(held.dtype))
-    is_predicted = any(_same(held, _predict(bucket, i, dtype)) for dtype in dtypes)
+    is_predicted = any(_same(held, _predict(bucket, columns, i, dtype)) for dtype in dtypes)
     if is_true:
         return "both" if is_predicted else "true"
     return "predicted" if is_predicted else "neither"
@@ -83,21 +85,23 @@ def _common_mode(kinds: set[Found]) -> Mode | None:
 def settle(bucket: Bucket, found: dict[int, Found], mode: Mode, prediction: Prediction) -> None:
     """Brings parameters into their group's mode; those from outside become the true weights."""
     if mode == "predicted":
-        unmade = [not record.made for record in bucket.columns.records]
+        unmade = [not record.made for record in bucket.columns.on_host().records]
         bucket.columns.record(prediction, unmade)
+    columns = bucket.columns.on_host()
     for i, kind in found.items():
-        _settle_parameter(bucket, i, kind, mode)
+        _settle_parameter(bucket, columns, i, kind, mode)
     bucket.finish_write([i in found for i in range(len(bucket.params))])
     if mode == "predicted":
         adopted = [found.get(i) == "neither" for i in range(len(bucket.params))]
         bucket.columns.record(NULL_PREDICTION, adopted)
 
 
-def _settle_parameter(bucket: Bucket, i: int, kind: Found, mode: Mode) -> None:
+def _settle_parameter(bucket: Bucket, columns: Columns, i: int, kind: Found, mode: Mode) -> None:
     held, weight = bucket.tensors.params[i], bucket.tensors.weight
     if weight is None or kind in ("both", mode):
         return
     if kind == "neither":
         weight[i].copy_(held)
     else:
-        held.copy_(weight[i] if mode == "true" else _predict(bucket, i, bucket.real_dtype))
+        predicted = mode == "predicted"
+        held.copy_(_predict(bucket, columns, i, bucket.real_dtype) if predicted else weight[i])

@@ -20,6 +20,11 @@ REAL_DTYPE = {
 }
 
 
+def host_must_not_wait(device: torch.device) -> bool:
+    """Whether a device works while the host goes on, so that reading a tensor there would wait."""
+    return device.type != "cpu"
+
+
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, without importing torch.distributed."""
     return type(tensor) is not torch.nn.Parameter and hasattr(tensor, "to_local")

@@ -42,7 +42,8 @@ class WPAdamW(WeightPrediction):
         amsgrad: use the running maximum of the second moment.
         maximize: maximize the objective.
         foreach: accepted for drop-in use, without effect.
-        capturable: not supported yet; must be False.
+        capturable: let CUDA graphs capture a step: step counts live on the device, an lr tensor
+            there may be changed between replays. Without effect for CPU tensors.
         differentiable: must be False: the kernels cannot be differentiated.
         fused: accepted for drop-in use, without effect.
         prediction_steps: ``s``, how many updates to look ahead, >= 0. With 0 this is AdamW.
@@ -51,7 +52,8 @@ class WPAdamW(WeightPrediction):
             `step`, and `predict` before the next forward uses the lr of that moment.
         backup: keep a copy of the true weights (4 bytes per float32 parameter). If False they are
             computed from the predicted ones, to a few ulp; float32, float64 and complex only.
-        amp: take part in the gradient scaler's protocol: unscale in the step, skip on overflow.
+        amp: take part in the gradient scaler's protocol: the step unscales, and does nothing after
+            an overflow; on CUDA devices the host does not wait to know.
         backend: ``"auto"`` or the name of a backend, see `wpadamw.backends`.
 
     Raises:
@@ -128,8 +130,6 @@ def check_hyperparameters(group: Group) -> None:
     )
     if group["differentiable"]:
         raise ValueError("differentiable must be False: the kernels cannot be differentiated")
-    if group["capturable"]:
-        raise ValueError("capturable must be False: steps in CUDA graphs are not supported yet")
     prediction_steps = group["prediction_steps"]
     if not (isinstance(prediction_steps, (int, float)) and 0 <= prediction_steps < math.inf):
         raise ValueError(f"prediction_steps must be a number >= 0, got {prediction_steps!r}")

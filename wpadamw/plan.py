@@ -14,6 +14,7 @@ from torch import Tensor
 from wpadamw import _backends, layout
 from wpadamw.buckets import Bucket, StateDict, holds
 from wpadamw.rules import AdamW
+from wpadamw.scalars import Prediction, group_prediction
 
 Group = dict[str, Any]
 AllStates = dict[Tensor, StateDict]  # opt.state
@@ -22,8 +23,9 @@ AllStates = dict[Tensor, StateDict]  # opt.state
 class GroupPlan:
     """The buckets of one parameter group."""
 
-    def __init__(self, group: Group, rule: AdamW, backend_name: str) -> None:
-        self.group, self.rule, self.backend_name = group, rule, backend_name
+    def __init__(self, group: Group, rule: AdamW, backend_name: str, amp: bool) -> None:
+        self.group, self.rule, self.backend_name, self.amp = group, rule, backend_name, amp
+        self.is_capturable: bool = group["capturable"]
         self.has_backup: bool = group["backup"]
         self.params: list[Tensor] = list(group["params"])
         self.buckets: list[Bucket] = []
@@ -35,6 +37,7 @@ class GroupPlan:
         return (
             self.rule is rule
             and self.has_backup == group["backup"]
+            and self.is_capturable == group["capturable"]
             and len(self.params) == len(group["params"])
             and all(map(operator.is_, self.params, group["params"]))
         )
@@ -68,6 +71,14 @@ class GroupPlan:
         for bucket in self.buckets:
             bucket.doubt([id(param) in doubted for param in bucket.params])
 
+    def prediction(self) -> Prediction:
+        """The prediction that the group's hyper-parameters of this moment ask for.
+
+        Its lr remains a tensor where the host must not wait for it.
+        """
+        counts_on_device = all(bucket.counts_on_device for bucket in self.buckets)
+        return group_prediction(self.group, lr_as_it_is=counts_on_device)
+
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""
         return [param for param in self.pending if param.grad is not None]
@@ -90,7 +101,9 @@ class GroupPlan:
         backend = _backends.choose(self.backend_name, params[0].device.type)
         # Defaultdict: asking for the state of a parameter creates it.
         states = [state[param] for param in params]
-        return Bucket(params, self.rule, self.has_backup, backend, states)
+        # Overflow and captured steps: the host does not know what the device will have counted.
+        on_device = (self.amp or self.is_capturable) and layout.host_must_not_wait(params[0].device)
+        return Bucket(params, self.rule, self.has_backup, backend, states, on_device)
 
 
 def check_dtype(param: Tensor) -> None:
@@ -114,11 +127,14 @@ def check_recoverable(group: Group) -> None:
     """Raises ValueError where true weights cannot be computed from predicted ones."""
     if group["backup"]:
         return
-    s, lr, weight_decay = group["prediction_steps"], float(group["lr"]), group["weight_decay"]
-    if group["predict_decay"] and s * lr * weight_decay >= 1.0:
+    s, lr, weight_decay = group["prediction_steps"], group["lr"], group["weight_decay"]
+    is_unknown = (
+        isinstance(lr, Tensor) and group["capturable"] and layout.host_must_not_wait(lr.device)
+    )
+    if not is_unknown and group["predict_decay"] and s * float(lr) * weight_decay >= 1.0:
         raise ValueError(
             "backup=False needs prediction_steps * lr * weight_decay < 1, got "
-            f"{s} * {lr} * {weight_decay}"
+            f"{s} * {float(lr)} * {weight_decay}"
         )
     narrow = [p.dtype for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)]
     if narrow:

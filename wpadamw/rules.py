@@ -53,8 +53,9 @@ class AdamW:
 
     def recover_weight(self, predicted: Tensor, direction: Tensor, s: Scalars) -> Tensor:
         """``w = (p + u*predict_size) / predict_decay``: the prediction solved for ``w``."""
-        # A tensor divisor: on CUDA torch turns division by a number into a multiplication.
-        divisor = torch.full_like(predicted, s.predict_decay)
+        divisor: float | Tensor = s.predict_decay
+        if not isinstance(divisor, Tensor):  # on CUDA division by a number would multiply
+            divisor = torch.full_like(predicted, divisor)
         return (predicted + direction * s.predict_size) / divisor
 
 

@@ -1,11 +1,14 @@
 """Every number that a step or a prediction needs and no element changes, in float64.
 
-Knows no tensor. Field order and names of `Scalars` are those of ``csrc/scalars.h``.
+Knows no tensor. Field order and names of `Scalars` are those of ``csrc/scalars.h``; the formulas
+are written again in ``csrc/step_scalars.h``.
 """
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
@@ -48,13 +51,16 @@ NO_PREDICTION = Prediction(*[0.0] * len(Prediction._fields))
 NULL_PREDICTION = NO_PREDICTION._replace(made=1.0)
 
 
-def group_prediction(group: dict[str, Any]) -> Prediction:
-    """The prediction that a parameter group's hyper-parameters of this moment ask for."""
+def group_prediction(group: dict[str, Any], lr_as_it_is: bool = False) -> Prediction:
+    """The prediction that a parameter group's hyper-parameters of this moment ask for.
+
+    With ``lr_as_it_is`` an lr that is a tensor remains one.
+    """
     beta1, beta2 = group["betas"]
     weight_decay = group["weight_decay"] if group["predict_decay"] else 0.0
     return Prediction(
         1.0,
-        float(group["lr"]),
+        group["lr"] if lr_as_it_is else float(group["lr"]),
         float(beta1),
         float(beta2),
         float(group["eps"]),
@@ -71,17 +77,25 @@ def prediction_scalars(prediction: Prediction, count: int) -> Scalars:
 
 
 def step_scalars(
-    prediction: Prediction, weight_decay: float, count: int, grad_factor: float
+    prediction: Prediction,
+    weight_decay: float,
+    count: int,
+    grad_factor: float,
+    power: Callable[[Any, Any], Any] = operator.pow,
+    sqrt: Callable[[Any], Any] = math.sqrt,
 ) -> Scalars:
-    """Scalars of update number ``count`` and of the prediction from it."""
+    """Scalars of update number ``count`` and of the prediction from it.
+
+    With a ``power`` and a ``sqrt`` of tensors the numbers may be tensors.
+    """
     _, lr, beta1, beta2, eps, predicted_weight_decay, prediction_steps = prediction
-    bias_correction1 = 1.0 - beta1**count
+    bias_correction1 = 1.0 - power(beta1, count)
     return Scalars(  # by position: twice as fast as by name
         grad_factor,
         1.0 - beta1,
         beta2,
         1.0 - beta2,
-        1.0 / math.sqrt(1.0 - beta2**count),
+        1.0 / sqrt(1.0 - power(beta2, count)),
         eps,
         1.0 - lr * weight_decay,
         lr / bias_correction1,

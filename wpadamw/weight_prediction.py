@@ -16,13 +16,13 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, checkpoint, identify
 from wpadamw.buckets import Bucket
-from wpadamw.columns import StepOptions
-from wpadamw.compat import disable_dynamo, needs_profiled_step, warn_caller
+from wpadamw.compat import check_capture, disable_dynamo, needs_profiled_step, warn_caller
 from wpadamw.group_step import GroupStep, move
 from wpadamw.identify import Mode
 from wpadamw.plan import Group, GroupPlan, check_dtype, check_recoverable, check_unique
 from wpadamw.rules import AdamW
 from wpadamw.scalars import group_prediction
+from wpadamw.scaling import Scaling, clip_factor, grad_norm
 
 WRITTEN_OUTSIDE = (
     "Parameters were written to from outside the optimizer (load_state_dict, clamp_, "
@@ -41,6 +41,7 @@ class _Plans:
     def __init__(self) -> None:
         self.by_group: dict[int, GroupPlan] = {}
         self.has_warned = False
+        self.clip_factor: Tensor | None = None  # of clip_grad_norm_, for the next step
 
 
 def _copied(value: Any) -> Any:
@@ -147,7 +148,7 @@ class WeightPrediction(Optimizer):
             check_recoverable(group)
         if group["weights_are"] != mode:  # a new plan begins with true weights
             for bucket in plan.buckets:
-                move(bucket, mode, group_prediction(group))
+                move(bucket, mode, plan.prediction())
         group["weights_are"] = mode
 
     # Step.
@@ -195,50 +196,64 @@ class WeightPrediction(Optimizer):
 
     _profiled_step = Optimizer.profile_hook_step(_step)
 
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> Tensor:
+        """Clip the norm of all gradients together, in the next `step` and without rewriting them.
+
+        Like `torch.nn.utils.clip_grad_norm_`, which reads and writes every gradient once more.
+        The host does not wait for the norm. With a gradient scaler call its ``unscale_`` first.
+
+        Args:
+            max_norm: the norm that gradients are scaled down to.
+            norm_type: order of the norm, may be ``inf``.
+            error_if_nonfinite: raise if the norm is infinite or NaN.
+
+        Returns:
+            The norm before clipping, a tensor of one element.
+        """
+        norm = grad_norm(self.param_groups, norm_type, error_if_nonfinite)
+        self._plans.clip_factor = clip_factor(norm, max_norm)
+        return norm
+
     def _update(self) -> bool:
         """One update of all groups; False if there was nothing to do."""
-        grad_factor = self._grad_factor()
-        if grad_factor is None:
+        check_capture(self.param_groups)
+        scaling = self._take_scaling().seen_by_host(self.param_groups)
+        if scaling is None:
             return False
-        steps = self._prepare(grad_factor)
+        steps = self._prepare(scaling)
         if not any(grads is not None for step in steps for grads in step.grads):
             return False
         for step in steps:
             step.run()
         return True
 
-    def _grad_factor(self) -> float | None:
-        """What gradients are multiplied by, or None if an overflow makes this step void."""
-        found_inf = getattr(self, "found_inf", None)
-        if self._amp and found_inf is not None and float(found_inf) != 0.0:
-            return None
-        scale = getattr(self, "grad_scale", None)
-        return 1.0 if not self._amp or scale is None else 1.0 / float(scale)
+    def _take_scaling(self) -> Scaling:
+        """What a gradient scaler and `clip_grad_norm_` left for this step."""
+        factor, self._plans.clip_factor = self._plans.clip_factor, None
+        if not self._amp:
+            return Scaling(clip_factor=factor)
+        return Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), factor)
 
-    def _prepare(self, grad_factor: float) -> list[GroupStep]:
+    def _prepare(self, scaling: Scaling) -> list[GroupStep]:
         """Checks everything that a step needs, before anything is written."""
         started: list[Tensor] = []
         try:
-            return [self._prepare_group(group, grad_factor, started) for group in self.param_groups]
+            return [self._prepare_group(group, scaling, started) for group in self.param_groups]
         except BaseException:
             for param in started:
                 self.state.pop(param, None)
             raise
 
-    def _prepare_group(self, group: Group, grad_factor: float, started: list[Tensor]) -> GroupStep:
+    def _prepare_group(self, group: Group, scaling: Scaling, started: list[Tensor]) -> GroupStep:
         check_recoverable(group)
         plan = self._refreshed(group)
         if starting := plan.starting():
             started += starting
             plan.adopt(starting, self.state)
-        options = StepOptions(
-            prediction=group_prediction(group),
-            weight_decay=float(group["weight_decay"]),
-            grad_factor=-grad_factor if group["maximize"] else grad_factor,
-            predict_next=group["predict_in_step"],
-        )
         grads = [bucket.gradients() for bucket in plan.buckets]
-        return GroupStep(group, plan.buckets, grads, options)
+        return GroupStep(plan, grads, scaling)
 
     # Plans.
 
@@ -258,7 +273,9 @@ class WeightPrediction(Optimizer):
         if plan is None or plan.group is not group or not plan.fits(group, rule):
             if plan is not None and plan.group is group:
                 self._leave(plan)
-            plan = self._plans.by_group[id(group)] = GroupPlan(group, rule, self._backend)
+            plan = self._plans.by_group[id(group)] = GroupPlan(
+                group, rule, self._backend, self._amp
+            )
         plan.refresh(self.state)
         return plan
 

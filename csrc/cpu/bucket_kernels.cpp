@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "../float_types.h"
+#include "../operation.h"
 #include "../rules/rules.h"
 #include "../scalars.h"
 #include "write_out.h"
@@ -33,9 +34,7 @@ enum class Source { kBackup, kParam, kPrediction };
 
 template <typename real_t>
 Scalars<real_t> scalars_at(const Call& call, int32_t row) {
-  const double* v = call.scalars.data() + int64_t{row} * kNumScalars;
-  return {real_t(v[0]), real_t(v[1]), real_t(v[2]), real_t(v[3]), real_t(v[4]),
-          real_t(v[5]), real_t(v[6]), real_t(v[7]), real_t(v[8]), real_t(v[9])};
+  return round_scalars<real_t>(call.scalars.data() + int64_t{row} * kNumScalars);
 }
 
 // One tensor of a bucket: every pointer is at its first element.
@@ -76,30 +75,26 @@ struct Tensor {
     if constexpr (kSource == Source::kBackup) return weight[i];
     const real_t held = to_real(param[i]);
     if constexpr (kSource == Source::kParam) return held;
-    return Rule::recover_weight(held, Rule::direction(values, last_scalars), last_scalars);
+    return recover_weight<Rule>(held, values, last_scalars);
   }
 
   // The operation on elements [begin, begin + n); the new parameters go to `out`.
   template <Operation kOperation, Source kSource>
   WPADAMW_HOST_DEVICE void run(int64_t begin, int64_t n, param_t* __restrict out) const {
-    constexpr bool kIsStep =
-        kOperation == Operation::kStep || kOperation == Operation::kStepAndPredict;
     const Scalars<real_t> s = scalars;
     // Every load of an element precedes its stores and no two arrays overlap.
 #pragma GCC ivdep
     for (int64_t j = 0; j < n; ++j) {
       const int64_t i = begin + j;
-      State values = load_state(i);
-      real_t w = true_weight<kSource>(i, values);
-      if constexpr (kIsStep) values = Rule::update(values, to_real(grad[i]) * s.grad_factor, s);
-      const real_t direction = Rule::direction(values, s);
-      if constexpr (kIsStep) {
-        w = Rule::step_weight(w, direction, s);
-        store_state(i, values);
-        if constexpr (kSource == Source::kBackup) weight[i] = w;
+      const State values = load_state(i);
+      Element<Rule, real_t> element{values, true_weight<kSource>(i, values)};
+      real_t gradient{};
+      if constexpr (is_step(kOperation)) gradient = to_real(grad[i]);
+      out[j] = Round<param_t>::from(apply<kOperation>(element, gradient, s));
+      if constexpr (is_step(kOperation)) {
+        store_state(i, element.state);
+        if constexpr (kSource == Source::kBackup) weight[i] = element.weight;
       }
-      constexpr bool kHoldsTrue = kOperation == Operation::kStep || kOperation == Operation::kRestore;
-      out[j] = Round<param_t>::from(kHoldsTrue ? w : Rule::predict_weight(w, direction, s));
     }
   }
 
@@ -109,7 +104,7 @@ struct Tensor {
     if constexpr (kSource != Source::kBackup) prefetch_block(param + i);
     if constexpr (kOperation == Operation::kRestore && kSource != Source::kPrediction) return;
     for (int k = 0; k < Rule::kNumStates; ++k) prefetch_block(state[k] + i);
-    if constexpr (kOperation < Operation::kPredict) prefetch_block(grad + i);
+    if constexpr (is_step(kOperation)) prefetch_block(grad + i);
   }
 
   template <typename value_t>

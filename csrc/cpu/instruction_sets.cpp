@@ -39,9 +39,7 @@ const InstructionSet kInstructionSets[] = {
 }  // namespace
 
 bool is_idle(const Call& call, const Span& span) {
-  const bool needs_grad =
-      call.operation == Operation::kStep || call.operation == Operation::kStepAndPredict;
-  return needs_grad && span.grad == 0;
+  return is_step(call.operation) && span.grad == 0;
 }
 
 int64_t busy_elements(const Bucket& bucket, const Call& call) {

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-from wpadamw._backends import cpp, torch
+from wpadamw._backends import cpp, cuda, torch
 from wpadamw._backends.interface import Backend
-
-
-@dataclass(frozen=True)
-class _Absent:
-    """A backend that this release does not contain."""
-
-    NAME: str
-
-    def why_not(self, device_type: str) -> str | None:
-        return "not part of this release"
-
-    def Kernels(self, bucket: Any) -> Any:
-        raise NotImplementedError(self.NAME)
-
 
 # Per type of device, in the order in which backend="auto" tries them.
 _BY_DEVICE: dict[str, tuple[Backend, ...]] = {
     "cpu": (cast(Backend, cpp), cast(Backend, torch)),
-    "cuda": (
-        cast(Backend, _Absent("cuda")),
-        cast(Backend, _Absent("triton")),
-        cast(Backend, torch),
-    ),
+    "cuda": (cast(Backend, cuda), cast(Backend, torch)),
 }
 # Other devices are served by the specification.
 _ANYWHERE = (cast(Backend, torch),)

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 
+from wpadamw._backends.extension import dtype_code, extension
 from wpadamw._backends.interface import NO_ROWS, BucketTensors, Gradients, Rows
+from wpadamw._backends.rows import flatten
 from wpadamw.scalars import NEUTRAL
 
 NAME = "cpp"
-
-
-@cache
-def _extension() -> Any:
-    try:
-        return importlib.import_module("wpadamw._C")
-    except ImportError as error:
-        return f"the extension wpadamw._C cannot be imported: {error}"
 
 
 def why_not(device_type: str) -> str | None:
     """Why this backend cannot serve a type of device, or None if it can."""
     if device_type != "cpu":
         return "serves CPU tensors only"
-    return _extension() if isinstance(_extension(), str) else None
-
-
-def _dtype(dtype: torch.dtype) -> Any:
-    return getattr(_extension().DType, str(dtype).removeprefix("torch."))
+    return extension() if isinstance(extension(), str) else None
 
 
 class Kernels:
@@ -41,11 +29,13 @@ class Kernels:
 
     def __init__(self, bucket: BucketTensors) -> None:
         self.bucket = bucket  # keeps alive what the addresses point to
-        self.operation = _extension().Operation
-        self.param_dtype = _dtype(bucket.params[0].dtype)
-        self.dtypes = {dtype: _dtype(dtype) for dtype in (bucket.params[0].dtype, torch.float32)}
+        self.operation = extension().Operation
+        self.param_dtype = dtype_code(bucket.params[0].dtype)
+        self.dtypes = {
+            dtype: dtype_code(dtype) for dtype in (bucket.params[0].dtype, torch.float32)
+        }
         self.grad_addresses: Sequence[int] | None = None  # those that the table holds
-        self.table = _extension().Bucket(
+        self.table = extension().Bucket(
             rule=bucket.rule.name,
             param_dtype=self.param_dtype,
             params=[param.data_ptr() for param in bucket.params],
@@ -72,8 +62,7 @@ class Kernels:
         self._run(self.operation.restore, Rows([NEUTRAL]), last)
 
     def _run(self, operation: Any, rows: Rows, last: Rows, grad_dtype: Any = None) -> None:
-        table = [number for row in rows.distinct for number in row or NEUTRAL]
-        last_index = self._append_last(table, last, len(rows.distinct))
+        table, last_index = flatten(rows, last, len(self.bucket.params))
         self.table.run(
             operation,
             grad_dtype or self.param_dtype,
@@ -82,15 +71,3 @@ class Kernels:
             last_index,
             torch.get_num_threads(),
         )
-
-    def _append_last(self, table: list[float], last: Rows, num_rows: int) -> list[int]:
-        """Adds the rows of ``last`` to the table; per parameter its row there, or -1 for none."""
-        if last is NO_ROWS or all(row is None for row in last.distinct):
-            return []
-        position = []
-        for row in last.distinct:
-            position.append(-1 if row is None else num_rows)
-            num_rows += row is not None
-            table.extend(row or ())
-        index = last.index or [0] * len(self.bucket.params)
-        return [position[i] for i in index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,6 +12,15 @@ from torch import Tensor
 
 from wpadamw.rules import AdamW
 from wpadamw.scalars import Scalars
+
+
+class Operation(Enum):
+    """What a kernel does; names and order are those of ``csrc/operation.h``."""
+
+    step = 0
+    step_and_predict = 1
+    predict = 2
+    restore = 3
 
 
 class Gradients(NamedTuple):
@@ -25,13 +35,19 @@ class Rows:
     """Scalars per parameter: few distinct rows, and which of them each parameter takes.
 
     An empty ``index`` stands for row 0 everywhere. None as a row says that the parameter holds its
-    true weights.
+    true weights. ``grad_factor``, a float64 tensor of one element on the parameters' device, takes
+    the place of every row's own.
     """
 
-    __slots__ = ("distinct", "index")
+    __slots__ = ("distinct", "grad_factor", "index")
 
-    def __init__(self, distinct: Sequence[Scalars | None], index: Sequence[int] = ()) -> None:
-        self.distinct, self.index = distinct, index
+    def __init__(
+        self,
+        distinct: Sequence[Scalars | None],
+        index: Sequence[int] = (),
+        grad_factor: Tensor | None = None,
+    ) -> None:
+        self.distinct, self.index, self.grad_factor = distinct, index, grad_factor
 
     def get(self, i: int) -> Scalars | None:
         """The row of parameter ``i``."""
@@ -41,6 +57,25 @@ class Rows:
         row = self.get(i)
         assert row is not None
         return row
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """Scalars per parameter in device memory: of this operation, and of the prediction held."""
+
+    scalars: Tensor  # float64, rows of `Scalars`
+    index: Tensor  # int32, [2, parameters]: the row of each, and the row of its prediction or -1
+    found_inf: Tensor | None = None  # float32, one element; not 0: the operation does nothing
+
+
+class ColumnTensors(NamedTuple):
+    """Counts and records of n parameters in device memory, and room for rows computed from them."""
+
+    steps: Tensor  # float32, [n]
+    predictions: Tensor  # float64, [n, 7]: rows of `Prediction`
+    options: Tensor  # float64, [9]: a `Prediction`, the weight decay of the step, the grad_factor
+    has_grad: Tensor  # bool, [n]
+    rows: DeviceRows
 
 
 @dataclass
@@ -62,19 +97,25 @@ NO_ROWS = Rows([None])  # every parameter holds its true weights, or has a backu
 class Kernels(Protocol):
     """The three operations over a bucket. They check nothing.
 
-    ``raise_versions`` says whether they raise the version counters of what they write.
+    ``raise_versions`` says whether they raise the version counters of what they write. Where the
+    first argument of rows is `DeviceRows`, it holds the last rows too.
     """
 
     raise_versions: bool
 
-    def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
+    def step(
+        self, grads: Gradients, rows: Rows | DeviceRows, last: Rows, predict_next: bool
+    ) -> None:
         """Restore, update and, with ``predict_next``, predict, where there is a gradient."""
 
-    def predict(self, rows: Rows) -> None:
+    def predict(self, rows: Rows | DeviceRows) -> None:
         """From true to predicted weights."""
 
-    def restore(self, last: Rows) -> None:
+    def restore(self, last: Rows | DeviceRows) -> None:
         """To true weights; ``last`` are the predictions that the parameters hold."""
+
+    def advance(self, columns: ColumnTensors, operation: Operation) -> None:
+        """Fill in the rows of an operation; count and record what a step or a prediction does."""
 
 
 class Backend(Protocol):

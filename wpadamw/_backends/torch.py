@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wpadamw._backends.interface import BucketTensors, Gradients, Rows
+from wpadamw._backends.interface import (
+    NO_ROWS,
+    BucketTensors,
+    ColumnTensors,
+    DeviceRows,
+    Gradients,
+    Operation,
+    Rows,
+)
+from wpadamw._backends.torch_columns import advance
 from wpadamw.scalars import Scalars
 
 NAME = "torch"
@@ -20,6 +29,25 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
+class _TensorRows:
+    """One of the two columns of `DeviceRows`: scalars that are tensors of one element."""
+
+    grad_factor = None
+
+    def __init__(self, rows: DeviceRows, column: int, dtype: torch.dtype) -> None:
+        index = rows.index[column]
+        self.is_row = index >= 0
+        self.scalars = rows.scalars.index_select(0, index.clamp(min=0)).to(dtype)
+
+    def get(self, i: int) -> Scalars:
+        return Scalars(*self.scalars[i])
+
+    __getitem__ = get
+
+
+AnyRows = Rows | _TensorRows
+
+
 class Kernels:
     """Predict, restore and step over a bucket through `wpadamw.rules`."""
 
@@ -27,51 +55,80 @@ class Kernels:
 
     def __init__(self, bucket: BucketTensors) -> None:
         self.bucket = bucket
+        self.real_dtype = bucket.state_flat[0].dtype
 
     @torch.no_grad()
-    def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
+    def step(
+        self, grads: Gradients, rows: Rows | DeviceRows, last: Rows, predict_next: bool
+    ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
+        found_inf = rows.found_inf if isinstance(rows, DeviceRows) else None
+        is_void = None if found_inf is None else found_inf != 0
+        of_step, of_last = self._rows(rows, 0), self._rows(rows, 1, last)
         for i, grad in enumerate(grads.tensors):
             if grad is not None:
-                self._step_parameter(i, grad, rows[i], last.get(i), predict_next)
+                self._step_parameter(i, grad, of_step, of_last, predict_next, is_void)
 
     @torch.no_grad()
-    def predict(self, rows: Rows) -> None:
+    def predict(self, rows: Rows | DeviceRows) -> None:
         """Go to the predicted weights."""
+        of_prediction = self._rows(rows, 0)
         for i, param in enumerate(self.bucket.params):
-            state, s = self._state(i), rows[i]
-            weight, direction = self._true_weight(i, None), self.bucket.rule.direction(state, s)
+            state, s = self._state(i), of_prediction[i]
+            weight, direction = self._true_weight(i, NO_ROWS), self.bucket.rule.direction(state, s)
             param.copy_(self.bucket.rule.predict_weight(weight, direction, s))
 
     @torch.no_grad()
-    def restore(self, last: Rows) -> None:
+    def restore(self, last: Rows | DeviceRows) -> None:
         """Go to the true weights."""
+        of_last = self._rows(last, 1)
         for i, param in enumerate(self.bucket.params):
-            param.copy_(self._true_weight(i, last.get(i)))
+            param.copy_(self._true_weight(i, of_last))
+
+    def advance(self, columns: ColumnTensors, operation: Operation) -> None:
+        """Fill in the rows of an operation; count and record what it does."""
+        advance(columns, operation)
+
+    def _rows(self, rows: Rows | DeviceRows, column: int, last: Rows | None = None) -> AnyRows:
+        if isinstance(rows, DeviceRows):
+            return _TensorRows(rows, column, self.real_dtype)
+        return rows if last is None else last
 
     def _step_parameter(
-        self, i: int, grad: Tensor, s: Scalars, last: Scalars | None, predict_next: bool
+        self,
+        i: int,
+        grad: Tensor,
+        rows: AnyRows,
+        last: AnyRows,
+        predict_next: bool,
+        is_void: Tensor | None,
     ) -> None:
-        rule, state = self.bucket.rule, self._state(i)
+        rule, state, s = self.bucket.rule, self._state(i), rows[i]
+        factor = s.grad_factor if rows.grad_factor is None else rows.grad_factor.to(self.real_dtype)
         weight = self._true_weight(i, last)
-        new_state = rule.update(state, grad.to(weight.dtype) * s.grad_factor, s)
+        new_state = rule.update(state, grad.to(weight.dtype) * factor, s)
         direction = rule.direction(new_state, s)
         weight = rule.step_weight(weight, direction, s)
-        for flat, values in zip(state, new_state, strict=True):
-            flat.copy_(values)
-        if self.bucket.weight is not None:
-            self.bucket.weight[i].copy_(weight)
         held = rule.predict_weight(weight, direction, s) if predict_next else weight
-        self.bucket.params[i].copy_(held)
+        targets = [*state, self.bucket.params[i]]
+        values = [*new_state, held]
+        if self.bucket.weight is not None:
+            targets.append(self.bucket.weight[i])
+            values.append(weight)
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value if is_void is None else torch.where(is_void, target, value))
 
     def _state(self, i: int) -> tuple[Tensor, ...]:
         return tuple(views[i] for views in self.bucket.state)
 
-    def _true_weight(self, i: int, last: Scalars | None) -> Tensor:
+    def _true_weight(self, i: int, last: AnyRows) -> Tensor:
         if self.bucket.weight is not None:
             return self.bucket.weight[i]
-        param = self.bucket.params[i]
-        if last is None:
+        param, s = self.bucket.params[i], last.get(i)
+        if s is None:
             return param.clone()
         rule = self.bucket.rule
-        return rule.recover_weight(param, rule.direction(self._state(i), last), last)
+        weight = rule.recover_weight(param, rule.direction(self._state(i), s), s)
+        return (
+            torch.where(last.is_row[i], weight, param) if isinstance(last, _TensorRows) else weight
+        )
