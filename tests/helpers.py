@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ def missing_backends(expected: str, report: Mapping[str, Mapping[str, str | None
 
 
 def _real(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+    tensor = tensor.detach().cpu()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -148,22 +148,55 @@ def set_grad(param: Tensor, grad: Tensor | None) -> None:
     param.grad = grad
 
 
-class Twins:
-    """The same training under both backends, compared after every operation."""
+def moved(params: Any, device: str | torch.device) -> list[Any]:
+    """Parameters, or groups of them, on a device; those that are there already stay in place."""
+    return [
+        {**entry, "params": moved(entry["params"], device)}
+        if isinstance(entry, dict)
+        else _moved(entry, device)
+        for entry in params
+    ]
 
-    def __init__(self, make_params: Callable[[], Any], **options: Any) -> None:
+
+def _moved(param: Tensor, device: str | torch.device) -> Tensor:
+    there = param.detach().to(device)
+    return param if there.device == param.device else torch.nn.Parameter(there)
+
+
+class Twins:
+    """The same training under several backends, compared after every operation.
+
+    Backend cpp has its parameters on the CPU, the others on ``device``.
+    """
+
+    def __init__(
+        self,
+        make_params: Callable[[], Any],
+        *,
+        backends: Sequence[str] | None = None,
+        device: str | torch.device = "cpu",
+        **options: Any,
+    ) -> None:
         self.by_backend = {
-            name: WPAdamW(make_params(), backend=name, **options) for name in BACKENDS
+            name: WPAdamW(
+                moved(make_params(), "cpu" if name == "cpp" else device), backend=name, **options
+            )
+            for name in backends or BACKENDS
         }
 
     @property
     def params(self) -> list[Tensor]:
-        return parameters_of(self.by_backend["torch"])
+        """Those of the last backend, which is the yardstick of the others."""
+        return parameters_of(self._last)
+
+    @property
+    def _last(self) -> WPAdamW:
+        return next(reversed(self.by_backend.values()))
 
     def set_grads(self, grads: list[Tensor | None]) -> None:
         for optimizer in self.by_backend.values():
             for param, grad in zip(parameters_of(optimizer), grads, strict=True):
-                set_grad(param, grad)
+                set_grad(param, None if grad is None else grad.to(param.device))
 
     def set_random_grads(self, generator: torch.Generator, dtype: torch.dtype) -> None:
         self.set_grads([wide(param.shape, dtype, generator) for param in self.params])
@@ -171,7 +204,12 @@ class Twins:
     def run(self, action: Callable[[WPAdamW], Any]) -> None:
         for optimizer in self.by_backend.values():
             action(optimizer)
-        assert_same_training(*self.by_backend.values())
+        self.compare()
+
+    def compare(self) -> None:
+        for optimizer in self.by_backend.values():
+            if optimizer is not self._last:
+                assert_same_training(optimizer, self._last)
 
     def run_everything(self, generator: torch.Generator, grad_dtype: torch.dtype) -> None:
         """Steps from both modes, and both ways between the modes."""
