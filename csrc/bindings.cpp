@@ -134,18 +134,19 @@ PYBIND11_MODULE(_C, m) {
   using namespace wpadamw;
   m.doc() = "Kernels over raw addresses. wpadamw.backends checks what crosses this line.";
 
-  py::enum_<DType>(m, "DType")
+  // Local: several builds of this module may be loaded in one process.
+  py::enum_<DType>(m, "DType", py::module_local())
       .value("float32", DType::kFloat32)
       .value("bfloat16", DType::kBFloat16)
       .value("float16", DType::kFloat16)
       .value("float64", DType::kFloat64);
-  py::enum_<Operation>(m, "Operation")
+  py::enum_<Operation>(m, "Operation", py::module_local())
       .value("step", Operation::kStep)
       .value("step_and_predict", Operation::kStepAndPredict)
       .value("predict", Operation::kPredict)
       .value("restore", Operation::kRestore);
 
-  py::class_<Bucket>(m, "Bucket")
+  py::class_<Bucket>(m, "Bucket", py::module_local())
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("params"),
            py::arg("offsets"), py::arg("numels"), py::arg("weight"), py::arg("state"))
       .def("set_grads", &set_grads, py::arg("grads"))

@@ -82,7 +82,7 @@ void advance(int64_t num_tensors, uintptr_t steps, uintptr_t predictions, uintpt
 }  // namespace
 
 void bind_cuda(py::module_& m) {
-  py::class_<cuda::Bucket>(m, "Bucket")
+  py::class_<cuda::Bucket>(m, "Bucket", py::module_local())
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("chunks"),
            py::arg("num_chunks"), py::arg("num_tensors"), py::arg("grads"), py::arg("weight"),
            py::arg("state"))

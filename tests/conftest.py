@@ -7,11 +7,13 @@ import os
 
 import pytest
 import torch
+from cuda_on_host import build
 from helpers import PinnedTable, missing_backends
 from hypothesis import settings
 
 import wpadamw
-from wpadamw._backends import cpp
+from wpadamw import _backends
+from wpadamw._backends import cpp, cuda
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -64,3 +66,21 @@ def instruction_set(request, monkeypatch):
 
     monkeypatch.setattr(cpp.Kernels, "__init__", construct_pinned)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def cuda_extension_on_host():
+    """The extension with CUDA kernels that are loops on the host."""
+    return build.load(build.build())
+
+
+@pytest.fixture
+def cuda_on_host(cuda_extension_on_host, monkeypatch):
+    """Backend cuda serves CPU tensors, with kernels that are loops on the host."""
+    extension = cuda_extension_on_host
+    code = lambda dtype: getattr(extension.DType, str(dtype).removeprefix("torch."))  # noqa: E731
+    monkeypatch.setattr(cuda, "extension", lambda: extension)
+    monkeypatch.setattr(cuda, "dtype_code", code)
+    monkeypatch.setattr(cuda, "why_not", lambda device_type: None)
+    monkeypatch.setitem(_backends._BY_DEVICE, "cpu", (*_backends._BY_DEVICE["cpu"], cuda))
+    return extension

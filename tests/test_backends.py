@@ -69,18 +69,18 @@ def twins(numels, dtype, step, **options):
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(OPTIONS))
-def test_cpp_equals_the_specification(dtype, grad_dtype, options, step, generator):
+def test_kernels_equal_the_specification(dtype, grad_dtype, options, step, generator):
     twins(NUMELS, dtype, step, **options).run_everything(generator, grad_dtype)
 
 
 @pytest.mark.parametrize("numel", NUMELS)
 @pytest.mark.parametrize("dtype, grad_dtype", KINDS.values(), ids=KINDS)
-def test_cpp_equals_the_specification_for_a_single_tensor(dtype, grad_dtype, numel, generator):
+def test_kernels_equal_the_specification_for_a_single_tensor(dtype, grad_dtype, numel, generator):
     twins([numel], dtype, 1000).run_everything(generator, grad_dtype)
 
 
 @pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
-def test_cpp_equals_the_specification_with_threads(
+def test_kernels_equal_the_specification_with_threads(
     dtype, grad_dtype, options, num_threads, generator
 ):
     twins([17, LARGE, 0, 33], dtype, 1000, **options).run_everything(generator, grad_dtype)
@@ -101,7 +101,7 @@ def test_an_unknown_instruction_set_is_refused():
         kernels.restore(Rows([None]))
 
 
-def test_cpp_equals_the_specification_with_gradients_of_several_dtypes(generator):
+def test_kernels_equal_the_specification_with_gradients_of_several_dtypes(generator):
     pair = twins([5, 33, 64, 100], torch.float32, 10)
     for _ in range(3):
         dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -60,6 +60,8 @@ struct Elements {
   using real_t = typename RealOf<param_t>::type;
   static constexpr int kWidth = pack_width<param_t, grad_t>();
   static constexpr int kPacks = kElementsPerThread / kWidth;
+  // What is predicted from are true weights.
+  static constexpr bool kMayHoldPrediction = !kHasBackup && kOperation != Operation::kPredict;
 
   template <int kN>
   struct Loaded {
@@ -82,9 +84,9 @@ struct Elements {
         grad(reinterpret_cast<const grad_t*>(arguments.memory + grad_address) + chunk.begin),
         weight(arguments.weight + chunk.offset),
         numel(chunk.numel),
-        holds_prediction(!kHasBackup && arguments.holds_prediction_of(chunk.tensor)),
+        holds_prediction(kMayHoldPrediction && arguments.holds_prediction_of(chunk.tensor)),
         scalars(arguments.row_of(chunk.tensor)) {
-    if (holds_prediction) last = arguments.last_of(chunk.tensor);
+    if (kMayHoldPrediction && holds_prediction) last = arguments.last_of(chunk.tensor);
     for (int k = 0; k < Rule::kNumStates; ++k) state[k] = arguments.state[k] + chunk.offset;
   }
 
@@ -104,7 +106,10 @@ struct Elements {
                                 const typename Rule::template State<real_t>& values) const {
     if constexpr (kHasBackup) return loaded.weight.values[j];
     const real_t held = to_real(loaded.param.values[j]);
-    return holds_prediction ? recover_weight<Rule>(held, values, last) : held;
+    if constexpr (kMayHoldPrediction) {
+      if (holds_prediction) return recover_weight<Rule>(held, values, last);
+    }
+    return held;
   }
 
   template <int kN>

@@ -1,0 +1,95 @@
+"""Reads the machine code of the CUDA kernels inside the extension."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+SIZES = {"float": 4, "double": 8, "wpadamw::bfloat16": 2, "wpadamw::float16": 2}
+NUM_STATES = {"AdamW": 2, "AMSGrad": 3}
+OPERATIONS = ("step", "step_and_predict", "predict", "restore")
+
+_SIGNATURE = re.compile(
+    r"bucket_kernel<wpadamw::(?P<rule>\w+), (?P<param>[\w:]+), (?P<grad>[\w:]+), "
+    r"\(wpadamw::Operation\)(?P<operation>\d), (?P<has_backup>true|false)>"
+)
+_ACCESS = re.compile(r"\b((?:LD|ST|LDG|STG|LDL|STL|LDS|STS)\.[.\w]*|LDL|STL|LDS|STS)\b")
+
+
+@dataclass(frozen=True)
+class BucketKernel:
+    """One instantiation of ``bucket_kernel`` for one architecture."""
+
+    rule: str
+    param: str
+    grad: str
+    operation: str
+    has_backup: bool
+    accesses: Counter[str]  # instructions that access memory
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        backup = "backup" if self.has_backup else "no-backup"
+        return f"{self.rule}-{self.param}-{self.grad}-{self.operation}-{backup}"
+
+    @property
+    def real_size(self) -> int:
+        """Bytes of a number of the state."""
+        return max(4, SIZES[self.param])
+
+    def bytes_read(self) -> int:
+        """Per parameter, from the table of the operations."""
+        weight = self.real_size if self.has_backup else SIZES[self.param]
+        if self.operation == "restore" and self.has_backup:
+            return weight
+        if "step" not in self.operation:
+            return weight + 2 * self.real_size  # the direction's: exp_avg, and one of the squares
+        return weight + SIZES[self.grad] + NUM_STATES[self.rule] * self.real_size
+
+    def bytes_written(self) -> int:
+        """Per parameter, from the table of the operations."""
+        if "step" not in self.operation:
+            return SIZES[self.param]
+        num_real = NUM_STATES[self.rule] + self.has_backup
+        return SIZES[self.param] + num_real * self.real_size
+
+    def wide_bytes(self, kind: str) -> int:
+        """Bytes that one thread moves by 16-byte accesses of global memory."""
+        return 16 * self.accesses[f"{kind}.E.128"]
+
+
+def tool_output(tool: Path, *arguments: str) -> str:
+    """What a tool prints."""
+    command = [str(tool), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def functions(sass: str) -> dict[str, str]:
+    """Code by demangled name."""
+    parts = re.split(r"\n\s*Function : (\S+)", sass)
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(parts[1::2]), capture_output=True, text=True, check=True
+    )
+    return dict(zip(names.stdout.splitlines(), parts[2::2], strict=True))
+
+
+def bucket_kernels(sass: str) -> list[BucketKernel]:
+    """All instantiations in a disassembly."""
+    found = []
+    for name, code in functions(sass).items():
+        if match := _SIGNATURE.search(name):
+            found.append(
+                BucketKernel(
+                    rule=match["rule"],
+                    param=match["param"],
+                    grad=match["grad"],
+                    operation=OPERATIONS[int(match["operation"])],
+                    has_backup=match["has_backup"] == "true",
+                    accesses=Counter(_ACCESS.findall(code)),
+                )
+            )
+    return found

@@ -1,0 +1,43 @@
+"""Builds the extension with the CUDA kernels as ordinary C++ and loads it beside the real one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "cuda-on-host"  # kept, so that only changes are compiled
+
+
+def build() -> Path:
+    """Compile what has changed; returns the extension's file."""
+    configure = [
+        *("cmake", f"-S{ROOT}", f"-B{BUILD}", "-GNinja", "-DWPADAMW_CUDA=host"),
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={BUILD}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]
+    # The programs of this environment, activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for command in (configure, ["cmake", "--build", str(BUILD)]):
+        done = subprocess.run(
+            command, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    (library,) = BUILD.glob("_C.*")
+    return library
+
+
+def load(library: Path) -> ModuleType:
+    """Import an extension from a file, whatever else has its name."""
+    spec = importlib.util.spec_from_file_location("_C", library)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

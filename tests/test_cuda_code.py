@@ -1,0 +1,120 @@
+"""What the compiler made of the CUDA kernels: read out of the extension, without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from cuda_code import BucketKernel, bucket_kernels, tool_output
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+ELEMENTS_PER_THREAD = 8  # kElementsPerThread of csrc/cuda/launch.h
+# Rules, times float32 and float64 with four operations with and without a backup, gradients of
+# float32 for float64, and four operations and gradients of float32 for bfloat16 and float16.
+NUM_KERNELS = 2 * (2 * 8 + 4 + 2 * 6)
+
+
+def cuda_tool(name):
+    """A program of CUDA's toolkit, which the Triton wheel brings along."""
+    package = importlib.util.find_spec("triton")
+    assert package is not None, "triton is not installed: it brings the disassembler"
+    return Path(package.origin).parent / "backends" / "nvidia" / "bin" / name
+
+
+@pytest.fixture(scope="module")
+def extension():
+    spec = importlib.util.find_spec("wpadamw._C")
+    if spec is None or not hasattr(__import__("wpadamw._C")._C, "cuda"):
+        assert shutil.which("nvcc") is None, "nvcc is there, but the extension is without CUDA"
+        pytest.skip("nvcc is not installed: the extension was built without CUDA")
+    return spec.origin
+
+
+@pytest.fixture(scope="module")
+def architectures(extension):
+    listed = tool_output(cuda_tool("cuobjdump"), "--list-elf", extension)
+    found = set(re.findall(r"\.(sm_\d+)\.cubin", listed))
+    assert found <= set(ARCHITECTURES) and found
+    return found
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def kernels(request, extension, architectures):
+    if request.param not in architectures:
+        pytest.skip(f"the extension was built for {sorted(architectures)} only")
+    sass = tool_output(cuda_tool("cuobjdump"), "-sass", "-arch", request.param, extension)
+    found = bucket_kernels(sass)
+    assert len(found) == len({kernel.name for kernel in found}) == NUM_KERNELS
+    return found
+
+
+@pytest.fixture(scope="module")
+def ptx(extension):
+    text = tool_output(cuda_tool("cuobjdump"), "-ptx", extension)
+    code = re.sub(r"//.*", "", text)
+    assert ".entry" in code
+    return code
+
+
+def test_the_table_of_bytes_is_that_of_the_documentation():
+    def moved(*description):
+        kernel = BucketKernel(*description, accesses=Counter())
+        return kernel.bytes_read() + kernel.bytes_written()
+
+    assert moved("AdamW", "float", "float", "step_and_predict", True) == 32
+    assert moved("AdamW", "float", "float", "step_and_predict", False) == 28
+    bfloat16 = "wpadamw::bfloat16"
+    assert moved("AdamW", bfloat16, bfloat16, "step_and_predict", True) == 28
+    assert moved("AMSGrad", "float", "float", "step_and_predict", True) == 40
+
+
+def test_every_array_is_accessed_by_16_bytes_and_as_often_as_the_table_says(kernels):
+    for kernel in kernels:
+        found = kernel.wide_bytes("LDG"), kernel.wide_bytes("STG")
+        expected = kernel.bytes_read(), kernel.bytes_written()
+        assert found == tuple(ELEMENTS_PER_THREAD * size for size in expected), kernel.name
+
+
+def test_memory_is_known_to_be_global(kernels):
+    for kernel in kernels:
+        kinds = {access.split(".")[0] for access in kernel.accesses}
+        assert kinds == {"LDG", "STG"}, kernel.name  # not local, shared or of unknown space
+
+
+def test_nothing_spills(extension):
+    usage = tool_output(cuda_tool("cuobjdump"), "-res-usage", extension)
+    found = re.findall(r"STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert len(found) > NUM_KERNELS
+    assert set(found) == {("0", "0", "0")}
+
+
+def test_every_operation_is_rounded_once(ptx):
+    assert {"div.rn.f32", "div.rn.f64", "sqrt.rn.f32", "sqrt.rn.f64"} <= set(
+        re.findall(r"\b(?:div|sqrt)\.[.\w]+", ptx)
+    )
+    assert re.findall(r"\b(?:fma|mad)\.(?:rn|f)[.\w]*|\.approx|\.ftz|\.full", ptx) == []
+
+
+def test_the_extension_imports_without_a_driver_and_says_so(extension):
+    program = """
+import json, torch, wpadamw
+from wpadamw import _C
+param = torch.nn.Parameter(torch.ones(3))
+print(json.dumps([_C.cuda.why_not(), wpadamw.backends()["cuda"]["cuda"], torch.cuda.is_available()]))
+"""
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    why_not, reason, has_device = json.loads(done.stdout)
+    assert done.stderr == ""
+    if has_device:
+        assert (why_not, reason) == ("", None)
+    else:
+        assert why_not.startswith("no CUDA device")
+        assert reason == why_not

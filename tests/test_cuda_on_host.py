@@ -1,0 +1,182 @@
+"""The CUDA kernels' own source, run on the host, equals the specification bit for bit.
+
+Launches are loops over blocks and threads (tests/cuda_on_host), so that chunks, tails, addresses
+and tables are executed on machines without a GPU.
+"""
+
+from __future__ import annotations
+
+import helpers
+import pytest
+import torch
+from helpers import (
+    BACKUPS,
+    Twins,
+    kinds_and,
+    load_mid_training,
+    random_parameters,
+    wide,
+)
+
+# The tables of the CPU backend, collected here once more for this one.
+from test_backend_layouts import (  # noqa: F401
+    test_neighbours_of_parameters_at_odd_addresses_survive,
+)
+from test_backend_rounding import (  # noqa: F401
+    test_special_numbers_in_the_state_have_equal_effects,
+    test_special_numbers_touch_their_own_element_only,
+)
+from test_backends import (  # noqa: F401
+    test_backends_stay_equal_through_200_random_operations,
+    test_kernels_equal_the_specification,
+    test_kernels_equal_the_specification_for_a_single_tensor,
+    test_kernels_equal_the_specification_with_gradients_of_several_dtypes,
+)
+
+from wpadamw import WPAdamW
+from wpadamw._backends import device_table
+from wpadamw._backends.device_table import CHUNK_NUMEL, chunk_table
+
+# Around the elements of one block, and several blocks.
+NUMELS = [CHUNK_NUMEL - 1, CHUNK_NUMEL, 0, CHUNK_NUMEL + 1, 2 * CHUNK_NUMEL, 3 * CHUNK_NUMEL + 13]
+
+
+@pytest.fixture(autouse=True)
+def _on_host(cuda_on_host, monkeypatch):
+    monkeypatch.setattr(helpers, "BACKENDS", ("cuda", "torch"))
+
+
+def twins(numels, dtype, **options):
+    return Twins(lambda: random_parameters(numels, dtype), lr=0.01, **options)
+
+
+# Chunks.
+
+
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+def test_tensors_of_several_chunks(dtype, grad_dtype, options, generator):
+    pair = twins(NUMELS, dtype, **options)
+    pair.run(lambda optimizer: load_mid_training(optimizer, 1000))
+    pair.run_everything(generator, grad_dtype)
+
+
+def test_the_chunk_size_is_the_kernels_own(cuda_on_host):
+    assert cuda_on_host.cuda.chunk_numel == CHUNK_NUMEL
+
+
+@pytest.mark.parametrize("numels", [[0], [1], NUMELS, [5] * 1000], ids=len)
+def test_chunks_cover_every_element_once(numels):
+    bucket = WPAdamW(random_parameters(numels, torch.bfloat16), backend="torch")
+    for param in helpers.parameters_of(bucket):
+        param.grad = torch.zeros_like(param)
+    bucket.step()
+    (plan,) = bucket._plans.by_group.values()
+    tensors = plan.buckets[0].tensors
+    covered = [0] * len(numels)
+    for address, offset, begin, packed in chunk_table(tensors).tolist():
+        tensor, numel = packed & 0xFFFFFFFF, packed >> 32
+        assert 0 < numel <= CHUNK_NUMEL
+        assert begin == covered[tensor]
+        assert address == tensors.params[tensor].data_ptr() + 2 * begin
+        assert offset == tensors.offsets[tensor] + begin
+        covered[tensor] += numel
+    assert covered == numels
+
+
+def test_chunks_beyond_two_to_the_31_elements():
+    numel = 2**31 + CHUNK_NUMEL + 1
+
+    class Large:
+        def numel(self):
+            return numel
+
+        def data_ptr(self):
+            return 1 << 40
+
+        def element_size(self):
+            return 2
+
+    class Bucket:
+        params, offsets = [Large()], [0]
+
+    *_, (address, offset, begin, packed) = chunk_table(Bucket).tolist()
+    assert (begin, offset, packed >> 32) == (numel - 1, numel - 1, 1)
+    assert address == (1 << 40) + 2 * (numel - 1)
+
+
+# Rows.
+
+
+@pytest.mark.parametrize("backup", [True, False], ids=["backup", "no-backup"])
+def test_parameters_with_counts_and_predictions_of_their_own(backup, generator):
+    pair = twins([3000, 17, 64, 5], torch.float32, backup=backup)
+    for chosen in ([1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]):
+        grads = [wide(param.shape, torch.float32, generator) for param in pair.params]
+        pair.set_grads([g if keep else None for g, keep in zip(grads, chosen, strict=True)])
+        pair.run(
+            lambda optimizer: optimizer.param_groups[0].update(lr=0.5 * optimizer.defaults["lr"])
+        )
+        pair.run(WPAdamW.step)
+    pair.run(WPAdamW.restore)
+    pair.run(WPAdamW.predict)
+
+
+def test_only_addresses_that_changed_are_uploaded(monkeypatch, generator):
+    uploads = []
+    copy = device_table.Upload._copy
+    monkeypatch.setattr(
+        device_table.Upload, "_copy", lambda self, *args: (uploads.append(self), copy(self, *args))
+    )
+    (param,) = random_parameters([100], torch.float32)
+    optimizer = WPAdamW([param], backend="cuda")
+    param.grad = wide(100, torch.float32, generator)
+    optimizer.step()
+    assert len(uploads) == 1  # the address; the scalars travel with the launch
+    optimizer.step()
+    param.grad = param.grad.detach()  # another object at the same address
+    optimizer.step()
+    assert len(uploads) == 1
+    param.grad = param.grad.clone()
+    optimizer.step()
+    assert len(uploads) == 2
+
+
+# One launch.
+
+
+@pytest.mark.parametrize("action", [WPAdamW.step, WPAdamW.restore, WPAdamW.predict])
+def test_one_launch_serves_a_bucket(action, cuda_on_host, monkeypatch, generator):
+    params = random_parameters([7] * 50, torch.float32)
+    optimizer = WPAdamW(params, backend="cuda")
+    for param in params:
+        param.grad = wide(7, torch.float32, generator)
+    optimizer.step()
+    if action is WPAdamW.predict:
+        optimizer.restore()
+    (plan,) = optimizer._plans.by_group.values()
+    kernels, calls = plan.buckets[0].kernels, []
+
+    class Counted:
+        def __init__(self, bucket):
+            self.bucket = bucket
+
+        def run_row(self, *arguments):
+            calls.append(arguments)
+            self.bucket.run_row(*arguments)
+
+    kernels.device_bucket = Counted(kernels.device_bucket)
+    action(optimizer)
+    assert len(calls) == 1
+
+
+def test_wrong_sizes_are_refused_by_name(cuda_on_host):
+    arguments = {"chunks": 0, "num_chunks": 0, "num_tensors": 0, "grads": 0, "weight": 0}
+    bucket = cuda_on_host.cuda.Bucket
+    float32, step = cuda_on_host.DType.float32, cuda_on_host.Operation.step
+    with pytest.raises(ValueError, match="rule must be a known name, got sgd"):
+        bucket("sgd", float32, state=[0, 0], **arguments)
+    with pytest.raises(ValueError, match="state must have 2 entries, got 3"):
+        bucket("adamw", float32, state=[0, 0, 0], **arguments)
+    empty = bucket("adamw", float32, state=[0, 0], **arguments)
+    with pytest.raises(ValueError, match="row must have 10 entries, got 1"):
+        empty.run_row(step, float32, [1.0], [], 0)
