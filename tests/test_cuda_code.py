@@ -107,7 +107,8 @@ def test_the_extension_imports_without_a_driver_and_says_so(extension):
 import json, torch, wpadamw
 from wpadamw import _C
 param = torch.nn.Parameter(torch.ones(3))
-print(json.dumps([_C.cuda.why_not(), wpadamw.backends()["cuda"]["cuda"], torch.cuda.is_available()]))
+reason = wpadamw.backends()["cuda"]["cuda"]
+print(json.dumps([_C.cuda.why_not(), reason, torch.cuda.is_available()]))
 """
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -170,8 +170,13 @@ struct Elements {
   }
 };
 
+// Blocks that a multiprocessor must have room for: so many that others load while one computes, so
+// few that no register spills.
+template <typename Rule, typename real_t>
+constexpr int kMinBlocks = sizeof(real_t) == 4 ? 6 - Rule::kNumStates : 1;
+
 template <typename Rule, typename param_t, typename grad_t, Operation kOperation, bool kHasBackup>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Rule, typename RealOf<param_t>::type>)
     bucket_kernel(const Arguments<typename RealOf<param_t>::type> arguments) {
   if (arguments.found_inf != nullptr && *arguments.found_inf != 0.0f) return;
   const Chunk chunk = arguments.chunks[blockIdx.x];
