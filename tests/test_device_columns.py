@@ -13,6 +13,7 @@ from helpers import (
     NARROW,
     assert_same_bits,
     assert_same_training,
+    bucket_of,
     needs_cpp,
     parameters_of,
     random_parameters,
@@ -20,8 +21,10 @@ from helpers import (
     wide,
 )
 
-from wpadamw import WPAdamW, layout
+from wpadamw import WPAdamW, _backends, layout
+from wpadamw.columns import Columns, StepOptions
 from wpadamw.device_columns import DeviceColumns
+from wpadamw.scalars import Prediction, prediction_scalars, step_scalars
 from wpadamw.scaling import Scaling
 
 NUMELS = [5, 64, 0, 3000]
@@ -329,3 +332,26 @@ def test_factors_are_the_same_numbers_on_host_and_device(waits, monkeypatch):
     factor = scaling.factor(-1.0, torch.device("cpu"))
     assert isinstance(factor, float) == waits
     assert float(factor) == -1.0 / 3.0 * float(torch.tensor(0.7))
+
+
+# Scalars.
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.95), (0.5, 0.9999), (0.0, 0.99)], ids=str)
+def test_scalars_rounded_to_float32_are_those_of_the_host(backend, betas):
+    num_counts = 5000
+    hyper = Prediction(1.0, 1e-3, *betas, 1e-8, 0.01, 1.0)
+    record = torch.tensor(hyper, dtype=torch.float64)
+    columns = Columns([{"step": k, "prediction": record} for k in range(num_counts)])
+    params = random_parameters([1], torch.float32)
+    kernels = {"torch": _backends.torch, "cuda": _backends.cuda}[backend].Kernels(
+        bucket_of(params[0].detach(), torch.zeros(1))
+    )
+    device = DeviceColumns(columns, torch.device("cpu"), kernels)
+
+    rows, _ = device.begin_step(StepOptions(hyper, 0.02, 1.0, True), None, needs_last=True)
+
+    expected = [step_scalars(hyper, 0.02, k + 1, 1.0) for k in range(num_counts)]
+    expected += [prediction_scalars(hyper, k) for k in range(num_counts)]
+    assert_same_bits("scalars", rows.scalars.float(), torch.tensor(expected).float())
+    assert rows.index[1].tolist() == [-1, *range(num_counts + 1, 2 * num_counts)]
