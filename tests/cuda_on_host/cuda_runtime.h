@@ -8,7 +8,7 @@
 #define __device__
 #define __launch_bounds__(...)
 
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
