@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import cast
 
-from wpadamw._backends import cpp, cuda, torch
+from wpadamw._backends import cpp, cuda, torch, triton
 from wpadamw._backends.interface import Backend
 
 # Per type of device, in the order in which backend="auto" tries them.
 _BY_DEVICE: dict[str, tuple[Backend, ...]] = {
     "cpu": (cast(Backend, cpp), cast(Backend, torch)),
-    "cuda": (cast(Backend, cuda), cast(Backend, torch)),
+    "cuda": (cast(Backend, cuda), cast(Backend, triton), cast(Backend, torch)),
 }
 # Other devices are served by the specification.
 _ANYWHERE = (cast(Backend, torch),)

@@ -1,0 +1,238 @@
+"""The Triton kernels in the interpreter equal the specification bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import helpers
+import numpy
+import pytest
+import torch
+from helpers import KINDS, Twins, load_mid_training, random_parameters, wide
+from test_backend_layouts import GuardedTwins
+
+import wpadamw
+from wpadamw import WPAdamW, layout
+from wpadamw._backends import torch_columns, triton
+from wpadamw._backends.interface import ColumnTensors, DeviceRows, Operation
+from wpadamw.scalars import NO_PREDICTION, NULL_PREDICTION, Prediction, Scalars
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="TRITON_INTERPRET is not 1")
+
+# Around a chunk, and several of them with a rest.
+NUMELS = [0, 1, 2, 3, 17, 2047, 2048, 2049, 5000]
+
+# The interpreter truncates where it should round to bfloat16.
+EXACT_KINDS = {name: kind for name, kind in KINDS.items() if kind[0] != torch.bfloat16}
+
+OPTIONS = {
+    "backup": {},
+    "no-backup": {"backup": False, "prediction_steps": 2.5, "weight_decay": 0.3},
+    "amsgrad": {"amsgrad": True, "maximize": True},
+    "amsgrad-no-backup": {"amsgrad": True, "backup": False},
+}
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Backend triton serves CPU tensors, and is the twin of backend torch."""
+    by_device = {**wpadamw._backends._BY_DEVICE, "cpu": (triton, wpadamw._backends.torch)}
+    monkeypatch.setattr(wpadamw._backends, "_BY_DEVICE", by_device)
+    monkeypatch.setattr(triton, "why_not", lambda device_type: None)
+    monkeypatch.setattr(helpers, "BACKENDS", ("triton", "torch"))
+    with numpy.errstate(all="ignore"):  # the interpreter divides by zero where kernels may
+        yield
+
+
+def kinds_and_options():
+    return [
+        pytest.param(*kind, chosen, id=f"{kind_name}-{name}")
+        for kind_name, kind in EXACT_KINDS.items()
+        for name, chosen in OPTIONS.items()
+        if chosen.get("backup", True) or kind[0] != torch.float16
+    ]
+
+
+@interpreted
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and_options())
+def test_triton_equals_the_specification(dtype, grad_dtype, options, on_cpu, generator):
+    pair = Twins(lambda: random_parameters(NUMELS, dtype), lr=0.01, **options)
+    pair.run(lambda optimizer: load_mid_training(optimizer, 10))
+    pair.run_everything(generator, grad_dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("offset", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_neighbours_of_parameters_at_odd_addresses_survive(dtype, offset, on_cpu, generator):
+    pair = GuardedTwins([1, 33, 2048, 2051], dtype, offset)
+    pair.run_everything(generator, dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("offset", [1, 4])
+def test_gradients_at_odd_addresses_give_the_same_bits(offset, on_cpu, generator):
+    pair = Twins(lambda: random_parameters([2048, 4096], torch.float32))
+    buffers = [wide(param.numel() + offset, torch.float32, generator) for param in pair.params]
+    pair.set_grads([buffer[offset:] for buffer in buffers])
+    pair.run(WPAdamW.step)
+
+
+@interpreted
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_parameters_without_a_gradient_are_left_alone(options, on_cpu, generator):
+    pair = Twins(lambda: random_parameters([5, 2048, 100, 3000], torch.float32), **options)
+    for missing in [{1}, {0, 3}, set(), {0, 1, 2}]:  # counts, and so scalars, come to differ
+        grads = [wide(param.shape, torch.float32, generator) for param in pair.params]
+        pair.set_grads([None if i in missing else grad for i, grad in enumerate(grads)])
+        pair.run(WPAdamW.step)
+    pair.run(WPAdamW.restore)
+
+
+@interpreted
+def test_gradients_of_several_dtypes_give_the_same_bits(on_cpu, generator):
+    pair = Twins(lambda: random_parameters([5, 33, 2048], torch.float64))
+    dtypes = [torch.float32, torch.float64, torch.float32]
+    for _ in range(2):
+        params = zip(pair.params, dtypes, strict=True)
+        pair.set_grads([wide(param.shape, dtype, generator) for param, dtype in params])
+        pair.run(WPAdamW.step)
+
+
+@interpreted
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_special_numbers_give_the_same_bits(options, on_cpu):
+    nan, inf = float("nan"), float("inf")
+    special = [0.0, -0.0, 1e-45, -1e-40, 1e-30, 1.0, 1e30, -inf, inf, nan]
+    pair = Twins(lambda: random_parameters([len(special)], torch.float32), **options)
+    for shift in range(3):
+        pair.set_grads([torch.tensor(special).roll(shift)])
+        pair.run(WPAdamW.step)
+    pair.run(WPAdamW.restore)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_counts_on_the_device_give_the_same_bits(options, dtype, on_cpu, generator, monkeypatch):
+    monkeypatch.setattr(layout, "host_must_not_wait", lambda device: True)
+    pair = Twins(lambda: random_parameters([5, 2048, 300], dtype), amp=True, **options)
+    for void, missing in [(0.0, 1), (1.0, 2), (0.0, None), (0.0, 0)]:
+        grads = [wide(param.shape, dtype, generator) for param in pair.params]
+        pair.set_grads([None if i == missing else grad for i, grad in enumerate(grads)])
+        for optimizer in pair.by_backend.values():
+            optimizer.found_inf, optimizer.grad_scale = torch.tensor(void), torch.tensor(4.0)
+        pair.run(WPAdamW.step)
+    pair.run(WPAdamW.restore)
+    pair.run(WPAdamW.predict)
+
+
+# Counts and records.
+
+MADE = Prediction(1.0, 0.01, 0.9, 0.999, 1e-8, 0.1, 1.5)
+
+
+def random_columns(generator, made, found_inf):
+    """Of 300 parameters: more than two blocks. Some have no count, some no or a null prediction."""
+    num_params, num_fields = 300, len(Prediction._fields)
+    counts = torch.randint(0, 100, (num_params,), generator=generator)
+    counts[::7], counts[1::50] = 0, 1_000_003
+    predictions = torch.rand(num_params, num_fields, dtype=torch.float64, generator=generator)
+    predictions[:, 0] = 1.0
+    predictions[::3] = torch.tensor(NO_PREDICTION, dtype=torch.float64)
+    predictions[1::3] = torch.tensor(NULL_PREDICTION, dtype=torch.float64)
+    options = [*MADE._replace(made=made), 0.3, -0.25]
+    scalars = torch.full((2 * num_params, len(Scalars._fields)), 7.0, dtype=torch.float64)
+    index = torch.full((2, num_params), 7, dtype=torch.int32)
+    flag = None if found_inf is None else torch.tensor(found_inf)
+    return ColumnTensors(
+        counts.float(),
+        predictions,
+        torch.tensor(options, dtype=torch.float64),
+        torch.rand(num_params, generator=generator) < 0.7,
+        DeviceRows(scalars, index, flag),
+    )
+
+
+@interpreted
+@pytest.mark.parametrize("found_inf", [None, 0.0, 1.0])
+@pytest.mark.parametrize("made", [0.0, 1.0], ids=["not-made", "made"])
+@pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
+def test_advance_equals_the_specification(operation, made, found_inf, on_cpu):
+    got, want = (
+        random_columns(torch.Generator().manual_seed(1), made, found_inf) for _ in range(2)
+    )
+    kernels = triton.Kernels(helpers.bucket_of(torch.zeros(3)))
+    kernels.advance(got, operation)
+    torch_columns.advance(want, operation)
+    for name in ("steps", "predictions", "options", "has_grad"):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
+    assert torch.equal(got.rows.index, want.rows.index)
+    assert torch.equal(got.rows.scalars, want.rows.scalars)
+
+
+# Names and numbers that are written twice.
+
+
+@interpreted
+def test_columns_of_scalars_have_the_order_of_their_fields():
+    kernels = triton._kernels()["bucket_kernels"]
+    columns = [getattr(kernels, name.upper()).value for name in Scalars._fields]
+    assert columns == list(range(kernels.NUM_SCALARS.value))
+
+
+@interpreted
+def test_rows_have_the_widths_of_their_tuples():
+    kernels = triton._kernels()["advance_kernel"]
+    assert kernels.NUM_SCALARS.value == len(Scalars._fields)
+    assert kernels.NUM_RECORDED.value == len(Prediction._fields)
+
+
+# Where the backend is missing.
+
+
+@pytest.fixture
+def why_not_with(monkeypatch):
+    """The reason on a machine with a CUDA device and this module in the place of triton."""
+
+    def reason(module):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setitem(sys.modules, "triton", module)
+        triton._kernels.cache_clear()
+        return triton.why_not("cuda")
+
+    yield reason
+    triton._kernels.cache_clear()
+
+
+def test_other_devices_are_not_served():
+    assert triton.why_not("cpu") == "serves CUDA tensors only"
+
+
+def test_a_missing_triton_is_the_reason(why_not_with):
+    assert "triton cannot be imported" in why_not_with(None)
+
+
+def test_an_old_triton_is_the_reason(why_not_with):
+    old = types.SimpleNamespace(__version__="3.1.0")
+    assert why_not_with(old) == "triton 3.1.0 is older than 3.2"
+
+
+def test_a_broken_triton_is_the_reason(why_not_with):
+    assert "triton cannot be imported" in why_not_with(types.SimpleNamespace())
+
+
+def test_without_a_device_triton_is_not_imported():
+    program = """
+import json, sys, torch, wpadamw
+torch.cuda.is_available = lambda: False
+print(json.dumps([wpadamw.backends()["cuda"]["triton"], "triton" in sys.modules]))
+"""
+    command = [sys.executable, "-W", "error", "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == ["no CUDA device", False]
