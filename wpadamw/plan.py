@@ -76,8 +76,10 @@ class GroupPlan:
 
         Its lr remains a tensor where the host must not wait for it.
         """
+        lr = self.group["lr"]
+        would_wait = isinstance(lr, Tensor) and layout.host_must_not_wait(lr.device)
         counts_on_device = all(bucket.counts_on_device for bucket in self.buckets)
-        return group_prediction(self.group, lr_as_it_is=counts_on_device)
+        return group_prediction(self.group, lr_as_it_is=would_wait and counts_on_device)
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""
