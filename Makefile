@@ -1,11 +1,12 @@
 # `make train` runs the main job, `make test` the tests; both build what they need on first use.
+# `make gpu` needs a CUDA GPU, and works with the Python that is there (see bench/gpu.py).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: train test lint bench clean
+.PHONY: train test lint bench gpu clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m wpadamw train $(ARGS)
@@ -21,6 +22,10 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python bench/run.py $(ARGS)
 	$(BIN)/python bench/report.py
+
+gpu: PYTHON = python3
+gpu:
+	$(PYTHON) bench/gpu.py $(or $(OUT),runs/gpu)
 
 # torch is pinned here, for reproducible tests; the package itself takes any torch >= 2.4.
 $(INSTALLED): $(SOURCES)

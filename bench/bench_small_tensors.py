@@ -12,11 +12,17 @@ from measure import Contestant, Race, host_time_ms, rounded
 
 @pytest.mark.parametrize("gradients", ["new", "kept"])
 def bench_many_tensors(race, scale, device, gradients):
-    shape = Shape(scale.num_tensors, scale.tensor, torch.float32, device)
-    runners = contestants(fp32_kinds(device), shape, has_new_gradients=gradients == "new")
+    shape = Shape.equal(scale.num_tensors, scale.tensor, torch.float32, device)
     how = {"new": "new gradients in each step", "kept": "gradients kept in place"}[gradients]
-    title = f"{shape.num_tensors:,} float32 tensors of {shape.numel:,} elements, {how}"
-    race(f"many_{gradients}", title, runners, scale.many_rounds)
+    title = f"{scale.num_tensors:,} float32 tensors of {scale.tensor:,} elements, {how}"
+    race(
+        f"many_{gradients}",
+        title,
+        fp32_kinds(device),
+        shape,
+        scale.many_rounds,
+        has_new_gradients=gradients == "new",
+    )
 
 
 def bench_host_cost(benchmark, scale, device):
@@ -32,7 +38,7 @@ def bench_host_cost(benchmark, scale, device):
 
 
 def _steps(num_tensors: int, names: list[str], device: torch.device) -> list[Contestant]:
-    shape = Shape(num_tensors, 1, torch.float32, device)
+    shape = Shape.equal(num_tensors, 1, torch.float32, device)
     runners = contestants(fp32_kinds(device), shape, has_new_gradients=True)
     return [
         Contestant(_label(c.name, num_tensors), c.run, prepare=c.prepare)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import measure
 import pytest
 import torch
+from contestants import bytes_needed, contestants, gpt2_sizes
 from names import COPY
 
 
@@ -22,6 +23,8 @@ class Scale(NamedTuple):
     tensor: int
     many_rounds: int
     memory: int
+    huge: int | None = None
+    model: tuple[tuple[int, ...], ...] | None = None
 
 
 # 64M parameters leave every cache far behind, and all contestants together hold 10 GB of them.
@@ -36,6 +39,13 @@ FULL = Scale(
     many_rounds=100,
     memory=2**24,
 )
+# A GPU is done with a step in less than a hundredth of the time: more rounds, and more memory.
+FULL_GPU = FULL._replace(
+    large_rounds=100,
+    small_rounds=1000,
+    huge=2**28,
+    model=gpt2_sizes(width=768, num_layers=12, vocabulary=50257, context=1024),
+)
 QUICK = Scale(
     large=2**16,
     large_rounds=3,
@@ -45,6 +55,8 @@ QUICK = Scale(
     tensor=100,
     many_rounds=3,
     memory=2**20,
+    huge=2**17,
+    model=gpt2_sizes(width=8, num_layers=2, vocabulary=50, context=16),
 )
 
 
@@ -55,8 +67,10 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def scale(request):
-    return QUICK if request.config.getoption("--quick") else FULL
+def scale(request, device):
+    if request.config.getoption("--quick"):
+        return QUICK
+    return FULL_GPU if device.type == "cuda" else FULL
 
 
 @pytest.fixture
@@ -65,15 +79,20 @@ def device(request):
 
 
 @pytest.fixture
-def race(benchmark, device):
-    """Time contestants and leave the table in the record; the first is the reference."""
+def race(benchmark):
+    """Time all kinds over a shape and leave the table in the record; the first is the reference."""
 
-    def run(name, title, contestants, rounds):
-        race = measure.Race(contestants, measure.device_timer(device))
+    def run(name, title, kinds, shape, rounds, has_new_gradients=False):
+        free = measure.free_bytes(shape.device)
+        if free is not None and free < (needed := bytes_needed(kinds, shape)):
+            pytest.skip(f"needs {needed / 2**30:.1f} GiB of memory, got {free / 2**30:.1f} GiB")
+        race = measure.Race(
+            contestants(kinds, shape, has_new_gradients), measure.device_timer(shape.device)
+        )
         race.warm_up()
         benchmark.group = name
         benchmark.pedantic(race, rounds=rounds)
-        rows = measure.table_rows(race, reference=contestants[0].name, roof=COPY)
+        rows = measure.table_rows(race, reference=kinds[0].name, roof=COPY)
         benchmark.extra_info |= {"table": name, "title": title, "rows": rows}
 
     return run
@@ -83,3 +102,5 @@ def race(benchmark, device):
 def _released_memory():
     yield
     gc.collect()  # optimizers are reference cycles, and gigabytes here
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # for the process that probes memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW
 
+import wpadamw
 from wpadamw import WPAdamW
 
 LR, BETAS, EPS, WEIGHT_DECAY, PREDICTION_STEPS = 1e-3, (0.9, 0.999), 1e-8, 1e-2, 1.0
@@ -129,11 +131,28 @@ def _deepspeed(params: list[Parameter]) -> Stepper:
         return DeepSpeedCPUAdam(params, adamw_mode=True, **OPTIONS)
 
 
-def left_out(device: torch.device) -> dict[str, str]:
-    """Peers that are not compared here, and why."""
-    if device.type == "cpu" and not HAS_DEEPSPEED:
-        return {names.DEEPSPEED: "deepspeed is not installed"}
-    return {}
+class Scaled:
+    """A step as after a gradient scaler: scale and overflow flag are on the device."""
+
+    def __init__(self, params: list[Parameter]) -> None:
+        optimizer: Any = WPAdamW(params, prediction_steps=PREDICTION_STEPS, amp=True, **OPTIONS)
+        optimizer.grad_scale = torch.ones((), device=params[0].device)
+        optimizer.found_inf = torch.zeros((), device=params[0].device)
+        self.state, self.step = optimizer.state, optimizer.step
+
+
+class Replayed:
+    """A step that a CUDA graph repeats."""
+
+    def __init__(self, params: list[Parameter]) -> None:
+        optimizer = WPAdamW(params, prediction_steps=PREDICTION_STEPS, capturable=True, **OPTIONS)
+        optimizer.step()
+        self.state, self.graph = optimizer.state, torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            optimizer.step()
+        # The graph reads these, also when the parameters have others.
+        self.kept = [optimizer, *(param.grad for param in params)]
+        self.step = self.graph.replay
 
 
 _torch = partial(partial, AdamW, **OPTIONS)
@@ -150,35 +169,82 @@ BF16 = [
     Kind(names.FUSED_BF16, MasterWeights, MasterWeights.bytes_per_parameter),
     Kind(names.OURS, _ours(), 28),
 ]
+DEEPSPEED = Kind(names.DEEPSPEED, _deepspeed, STEP_BYTES)
+TRITON = Kind(names.TRITON, _ours(backend="triton"), STEP_BYTES + 4)
+TRITON_WITHOUT_BACKUP = Kind(
+    names.TRITON_WITHOUT_BACKUP, _ours(backend="triton", backup=False), STEP_BYTES
+)
+TRITON_BF16 = Kind(names.TRITON, _ours(backend="triton"), 28)
+SCALED = Kind(names.SCALED, Scaled, STEP_BYTES + 4)
+REPLAYED = Kind(names.REPLAYED, Replayed, STEP_BYTES + 4)
+
+
+def left_out(device: torch.device) -> dict[str, str]:
+    """Contestants that do not take part here, and why."""
+    if device.type == "cuda":
+        reason = _why_no_triton()
+        return {} if reason is None else {names.TRITON: reason}
+    return {} if HAS_DEEPSPEED else {names.DEEPSPEED: "deepspeed is not installed"}
+
+
+def _why_no_triton() -> str | None:
+    return wpadamw.backends()["cuda"].get("triton", "there is no such backend")
 
 
 def fp32_kinds(device: torch.device) -> list[Kind]:
     """What is compared over fp32 parameters."""
-    has_peer = device.type == "cpu" and HAS_DEEPSPEED
-    return [*FP32, Kind(names.DEEPSPEED, _deepspeed, STEP_BYTES)] if has_peer else FP32
+    if device.type != "cuda":
+        return [*FP32, DEEPSPEED] if HAS_DEEPSPEED else FP32
+    triton = [TRITON, TRITON_WITHOUT_BACKUP] if _why_no_triton() is None else []
+    return [*FP32, *triton, SCALED, REPLAYED]
+
+
+def bf16_kinds(device: torch.device) -> list[Kind]:
+    """What is compared over bf16 parameters."""
+    has_triton = device.type == "cuda" and _why_no_triton() is None
+    return [*BF16, TRITON_BF16] if has_triton else BF16
 
 
 class Shape(NamedTuple):
     """The parameters of a table."""
 
-    num_tensors: int
-    numel: int
+    sizes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
     device: torch.device
+
+    @classmethod
+    def equal(cls, num_tensors: int, numel: int, dtype: torch.dtype, device: torch.device) -> Shape:
+        """Vectors of one length."""
+        return cls(((numel,),) * num_tensors, dtype, device)
 
     @property
     def total(self) -> int:
         """Parameters in all tensors together."""
-        return self.num_tensors * self.numel
+        return sum(map(math.prod, self.sizes))
 
     def parameters(self) -> list[Parameter]:
         """Fresh parameters with gradients."""
-        return [self._parameter() for _ in range(self.num_tensors)]
+        return [self._parameter(size) for size in self.sizes]
 
-    def _parameter(self) -> Parameter:
-        param = Parameter(torch.randn(self.numel, dtype=self.dtype, device=self.device))
+    def _parameter(self, size: tuple[int, ...]) -> Parameter:
+        param = Parameter(torch.randn(size, dtype=self.dtype, device=self.device))
         param.grad = torch.randn_like(param)
         return param
+
+
+def gpt2_sizes(
+    width: int, num_layers: int, vocabulary: int, context: int
+) -> tuple[tuple[int, ...], ...]:
+    """The parameters of GPT-2 in their order."""
+    norm = ((width,), (width,))
+    attention = (*_linear(width, 3 * width), *_linear(width, width))
+    perceptron = (*_linear(width, 4 * width), *_linear(4 * width, width))
+    layer = (*norm, *attention, *norm, *perceptron)
+    return ((vocabulary, width), (context, width), *layer * num_layers, *norm)
+
+
+def _linear(fan_in: int, fan_out: int) -> tuple[tuple[int, ...], ...]:
+    return ((fan_in, fan_out), (fan_out,))
 
 
 def renew_gradients(params: Iterable[Parameter]) -> None:
@@ -213,6 +279,17 @@ def _roofs(shape: Shape) -> list[Contestant]:
         Contestant(names.COPY, partial(target.copy_, source), moved),
         Contestant(names.IN_PLACE, partial(values.mul_, 1.0), moved),
     ]
+
+
+# At most what a contestant holds per parameter (weight, gradient, two moments, backup), and the
+# largest temporaries of a step (prediction in plain PyTorch, foreach).
+HELD_BYTES, TEMPORARY_BYTES = 20, 16
+
+
+def bytes_needed(kinds: list[Kind], shape: Shape) -> int:
+    """Memory for a race, the three tensors of the roofs included."""
+    roofs = 3 * STEP_BYTES // 2
+    return (HELD_BYTES * len(kinds) + TEMPORARY_BYTES + roofs) * shape.total
 
 
 # What an optimizer holds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import importlib.metadata
 import os
 import platform
 import re
@@ -182,6 +183,11 @@ def facts(device: torch.device) -> dict[str, Any]:
     }
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that nobody uses; None for a CPU, which may swap."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def machine_slug(facts: dict[str, Any]) -> str:
     """The machine as the name of a directory."""
     name = facts["gpu"] if "gpu" in facts else f"{facts['cpu']} {facts['cores']} cores"
@@ -199,9 +205,18 @@ def _gpu_facts(device: torch.device) -> dict[str, Any]:
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
     return {
         "gpu": torch.cuda.get_device_name(device),
+        "gpu_memory_gib": rounded(torch.cuda.mem_get_info(device)[1] / 2**30),
         "cuda": torch.version.cuda,
+        "triton": _version("triton"),
         "driver_and_clock": _output(query),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _is_dirty() -> bool | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from contestants import BF16, Kind, Shape, fp32_kinds, storage_bytes
+from contestants import Kind, Shape, bf16_kinds, fp32_kinds, storage_bytes
 from measure import rounded
 
 NUM_WARMUP_STEPS = 3
@@ -25,10 +25,10 @@ def main() -> None:
     rows = {}
     for kinds, dtype, name in (
         (fp32_kinds(device), torch.float32, "float32"),
-        (BF16, torch.bfloat16, "bfloat16"),
+        (bf16_kinds(device), torch.bfloat16, "bfloat16"),
     ):
         for kind in kinds:
-            rows[f"{kind.name}, {name}"] = probe(kind, Shape(1, numel, dtype, device))
+            rows[f"{kind.name}, {name}"] = probe(kind, Shape.equal(1, numel, dtype, device))
             gc.collect()
     print(json.dumps(rows))
 

@@ -6,6 +6,10 @@ FOREACH = "AdamW(foreach=True)"
 PLAIN = "prediction in plain PyTorch"
 OURS = "WPAdamW"
 OURS_WITHOUT_BACKUP = "WPAdamW(backup=False)"
+TRITON = 'WPAdamW(backend="triton")'
+TRITON_WITHOUT_BACKUP = 'WPAdamW(backup=False, backend="triton")'
+SCALED = "WPAdamW(amp=True)"
+REPLAYED = "WPAdamW(capturable=True), a CUDA graph"
 DEEPSPEED = "DeepSpeedCPUAdam"
 COPY = "device copy"
 IN_PLACE = "in-place multiply"

@@ -139,6 +139,7 @@ def memory(all_results: Sequence[Results]) -> str:
     return "\n\n".join(
         f"{caption(results)}\n\n{titled(results['tables']['memory'], HELD)}"
         for results in all_results
+        if "memory" in results["tables"]
     )
 
 
@@ -229,10 +230,20 @@ def caption(results: Results) -> str:
     commit = f" at {facts['commit'][:12]}{changes}" if facts["commit"] else ""
     left_out = "".join(f" Without {peer}: {why}." for peer, why in facts["left_out"].items())
     return (
-        f"{machine(facts)}, {facts['memory_gib']:.0f} GiB, {facts['threads']} threads, "
-        f"{facts['system']}; Python {facts['python']}, torch {facts['torch']}; wpadamw "
+        f"{machine(facts)}, {_hardware(facts)}, {facts['system']}; "
+        f"Python {facts['python']}, torch {facts['torch']}; wpadamw "
         f"{facts['wpadamw']}{commit}, backend {facts['backend']}; {facts['date']}.{left_out}"
     )
+
+
+def _hardware(facts: dict[str, Any]) -> str:
+    if "gpu" in facts:
+        return (
+            f"{facts['gpu_memory_gib']:.0f} GiB, driver and highest clock "
+            f"{facts['driver_and_clock'] or 'unknown'}, CUDA {facts['cuda']}, "
+            f"Triton {facts['triton'] or 'missing'}, {facts['cores']} CPU cores"
+        )
+    return f"{facts['memory_gib']:.0f} GiB, {facts['threads']} threads"
 
 
 def machine(facts: dict[str, Any]) -> str:

@@ -24,15 +24,13 @@ def main() -> int:
     args = parse_arguments()
     # Before the measurement: files that it writes are not changes to what is measured.
     facts = {**measure.facts(args.device), "left_out": contestants.left_out(args.device)}
-    tables = run_suites(args)
-    if tables is None:
-        return 1
-    path = results_path(args, facts)
+    tables, has_failed = run_suites(args)
+    path = results_path(args, facts, has_failed)
     path.parent.mkdir(parents=True, exist_ok=True)
     results = {"facts": facts, "quick": args.quick, "tables": tables}
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"{report.full([results])}\n\n{report.memory([results])}\n\nwritten: {path}")
-    return 0
+    return int(has_failed)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,27 +42,29 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def results_path(args: argparse.Namespace, facts: dict[str, Any]) -> Path:
-    """One file per machine and type of device."""
+def results_path(args: argparse.Namespace, facts: dict[str, Any], has_failed: bool) -> Path:
+    """One file per machine and type of device; the report does not see what failed."""
     default = QUICK_OUT if args.quick else report.RESULTS / measure.machine_slug(facts)
-    return (args.out or default) / f"{args.device.type}.json"
+    return (args.out or default) / f"{args.device.type}{'.failed' * has_failed}.json"
 
 
-def run_suites(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The tables by name, or None if a benchmark failed."""
+def run_suites(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The tables by name, and whether a benchmark failed."""
     with tempfile.TemporaryDirectory() as directory:
         record = Path(directory) / "record.json"
         command = [sys.executable, "-m", "pytest", str(BENCH), f"--benchmark-json={record}"]
         # What pytest-benchmark prints are times of whole rounds.
         command += [f"--device={args.device}", "--benchmark-quiet", "--benchmark-columns=rounds"]
         done = subprocess.run(command + ["--quick"] * args.quick, cwd=measure.ROOT)
-        return read_tables(record) if done.returncode == 0 else None
+        return read_tables(record), done.returncode != 0
 
 
 def read_tables(record: Path) -> dict[str, Any]:
     """Keep of pytest-benchmark's record what the benchmarks put there."""
-    found = [benchmark["extra_info"] for benchmark in json.loads(record.read_text())["benchmarks"]]
-    return {table.pop("table"): table for table in found}
+    if not record.exists() or not (text := record.read_text()):
+        return {}
+    found = [benchmark["extra_info"] for benchmark in json.loads(text)["benchmarks"]]
+    return {table.pop("table"): table for table in found if "table" in table}
 
 
 if __name__ == "__main__":

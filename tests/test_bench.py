@@ -1,7 +1,8 @@
-"""The benchmarks run, measure what they say, and the documents show what was measured."""
+"""The benchmarks run, and measure what they say."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -11,14 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import wpadamw
+
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
-contestants, measure, names, report = map(
-    importlib.import_module, ("contestants", "measure", "names", "report")
+contestants, measure, names, report, run = map(
+    importlib.import_module, ("contestants", "measure", "names", "report", "run")
 )
 CPU = torch.device("cpu")
-TABLES = ("large_fp32", "large_bf16", "small_fp32", "many_new", "many_kept", "host", "memory")
+TABLES = (
+    *("large_fp32", "large_bf16", "huge_fp32", "small_fp32", "model_fp32", "model_bf16"),
+    *("many_new", "many_kept", "host", "memory"),
+)
 
 
 def run_script(name, *arguments):
@@ -77,6 +83,18 @@ def test_quick_run_measures_every_figure_that_has_a_target(quick_results):
     assert missing == set(quick_results["facts"]["left_out"])
 
 
+def test_quick_run_steps_over_a_language_model(quick_results):
+    for name in ("model_fp32", "model_bf16"):
+        assert "GPT-2, 28 tensors" in quick_results["tables"][name]["title"]
+
+
+def test_gpt2_has_its_148_tensors():
+    sizes = contestants.gpt2_sizes(width=768, num_layers=12, vocabulary=50257, context=1024)
+    shape = contestants.Shape(sizes, torch.float32, CPU)
+    assert (len(sizes), shape.total) == (148, 124_439_808)
+    assert sizes[:2] == ((50257, 768), (1024, 768))
+
+
 def test_quick_run_yields_a_report(quick_results):
     results = [quick_results]
     assert names.OURS in report.memory(results)
@@ -132,7 +150,7 @@ def test_machine_slug_is_a_directory_name():
 
 def trained(kind, dtype=torch.float32):
     torch.manual_seed(0)
-    params = contestants.Shape(2, 100, dtype, CPU).parameters()
+    params = contestants.Shape.equal(2, 100, dtype, CPU).parameters()
     optimizer = kind.build(params)
     for _ in range(3):
         optimizer.step()
@@ -160,8 +178,62 @@ def test_master_weights_train_like_wpadamw_on_bfloat16():
     torch.testing.assert_close(masters[0], ours[0])
 
 
+def test_a_scaled_step_is_a_plain_one():
+    scaled, ours = (
+        trained(contestants.Kind(name, build, None))
+        for name, build in (("scaled", contestants.Scaled), ("ours", contestants.FP32[1].build))
+    )
+    assert all(map(torch.equal, scaled[0], ours[0]))
+
+
+def test_contestants_on_a_gpu_are_both_backends_with_and_without_backup(monkeypatch):
+    device = torch.device("cuda")
+    monkeypatch.setattr(wpadamw, "backends", lambda: {"cuda": {"triton": None}})
+    kinds = [kind.name for kind in contestants.fp32_kinds(device)]
+    assert kinds[0] == names.FUSED
+    ours = {names.OURS, names.OURS_WITHOUT_BACKUP, names.TRITON, names.TRITON_WITHOUT_BACKUP}
+    assert ours | {names.PLAIN, names.FOREACH, names.SCALED, names.REPLAYED} < set(kinds)
+    assert names.TRITON in [kind.name for kind in contestants.bf16_kinds(device)]
+    assert contestants.left_out(device) == {}
+
+
+def test_without_triton_its_contestants_are_left_out_with_the_reason(monkeypatch):
+    device = torch.device("cuda")
+    monkeypatch.setattr(wpadamw, "backends", lambda: {"cuda": {"triton": "too old"}})
+    kinds = [*contestants.fp32_kinds(device), *contestants.bf16_kinds(device)]
+    assert names.TRITON not in [kind.name for kind in kinds]
+    assert contestants.left_out(device) == {names.TRITON: "too old"}
+
+
+def test_a_race_needs_no_more_memory_than_it_says():
+    shape = contestants.Shape.equal(1, 1000, torch.float32, CPU)
+    needed = contestants.bytes_needed(contestants.FP32, shape)
+    held = 0
+    for kind in contestants.FP32:
+        params = shape.parameters()
+        optimizer = kind.build(params)
+        optimizer.step()
+        held += contestants.storage_bytes([optimizer.state, params, [p.grad for p in params]])
+    roofs = 3 * 14 * shape.total
+    assert held + roofs <= needed <= 1.3 * (held + roofs)
+
+
+def test_tables_survive_a_run_that_failed(tmp_path):
+    record = tmp_path / "record.json"
+    assert run.read_tables(record) == {}
+    found = [{"extra_info": {"table": "host", "rows": {}}}, {"extra_info": {}}]
+    record.write_text(json.dumps({"benchmarks": found}))
+    assert run.read_tables(record) == {"host": {"rows": {}}}
+
+
+def test_results_of_a_run_that_failed_have_a_name_of_their_own():
+    args = argparse.Namespace(quick=False, out=Path("out"), device=torch.device("cuda"))
+    assert run.results_path(args, {"gpu": "G"}, has_failed=False) == Path("out/cuda.json")
+    assert run.results_path(args, {"gpu": "G"}, has_failed=True) == Path("out/cuda.failed.json")
+
+
 def test_renewed_gradients_are_equal_and_elsewhere():
-    params = contestants.Shape(2, 100, torch.float32, CPU).parameters()
+    params = contestants.Shape.equal(2, 100, torch.float32, CPU).parameters()
     before = [param.grad for param in params]
     contestants.renew_gradients(params)
     for param, grad in zip(params, before, strict=True):
@@ -172,174 +244,3 @@ def test_renewed_gradients_are_equal_and_elsewhere():
 def test_storage_bytes_count_shared_storage_once():
     flat = torch.zeros(10)
     assert contestants.storage_bytes({"a": [flat[:3], flat[5:]], "b": (torch.zeros(2), 1)}) == 48
-
-
-# The report.
-
-
-def timed(median_ms, share=None):
-    row = {"median_ms": median_ms, "iqr_ms": 0.5, "n": 9, "ratio": median_ms / 100}
-    speed = None if share is None else 20 * share
-    return {**row, "bytes_moved": 28, "gb_per_s": speed, "share_of_copy": share}
-
-
-MEASURED = {
-    "facts": {
-        **{"date": "2030-01-31", "device": "cpu", "cpu": "Example 9", "cores": 4, "threads": 4},
-        **{"memory_gib": 15.6, "system": "Linux x86_64", "python": "3.12.1", "torch": "2.9.0"},
-        **{"wpadamw": "0.1.0", "backend": "cpp", "commit": "0123456789abcdef", "dirty": False},
-        "left_out": {names.DEEPSPEED: "deepspeed is not installed"},
-    },
-    "quick": False,
-    "tables": {
-        "large_fp32": {
-            "title": "64 float32 parameters",
-            "rows": {names.FUSED: timed(100.0, 0.9), names.OURS: timed(1084.0, 0.975)},
-        },
-        "host": {
-            "title": "Host time",
-            "rows": {names.OURS: {"us_per_tensor": 0.5, "us_per_step": 50.0, "n": 9}},
-        },
-        "memory": {
-            "title": "Bytes per parameter",
-            "rows": {names.OURS: {"state_bytes": 12.0, "peak_extra_bytes": None}},
-        },
-    },
-}
-TRAINED = {
-    "setting": {
-        "arguments": {
-            **{"batch_size": 16, "context": 128, "lr": 0.002},
-            **{"weight_decay": 0.1, "prediction_steps": 1.0},
-        },
-        "torch": "2.9.0",
-    },
-    "runs": [
-        {
-            **{"optimizer": optimizer, "seed": seed, "num_parameters": 1234},
-            **{"evaluated_steps": [0, 50, 100, 150, 200]},
-            "validation_losses": [5.5, 4.0, 3.0, 2.5, final + seed],
-        }
-        for seed in (0, 1)
-        for optimizer, final in ((names.FUSED, 2.0), (names.OURS, 1.75))
-    ],
-}
-PAGE = "before\n<!-- bench:begin {0} -->\nold\n<!-- bench:end {0} -->\nafter\n"
-
-
-@pytest.fixture
-def project(tmp_path):
-    results = tmp_path / "bench" / "results" / "example"
-    results.mkdir(parents=True)
-    (results / "cpu.json").write_text(json.dumps(MEASURED))
-    (results / "train.json").write_text(json.dumps(TRAINED))
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(PAGE.format("speed"))
-    (tmp_path / "docs" / "measured.md").write_text(PAGE.format("full") + PAGE.format("training"))
-    return tmp_path
-
-
-def test_speed_shows_targets_beside_what_was_measured():
-    lines = report.speed([MEASURED]).splitlines()
-    assert lines[0] == (
-        "| step with prediction | CPU target | Example 9, 4 cores | GPU target | GPU |"
-    )
-    assert lines[2].endswith("| ≤ 1.15 | 10.840 | ≤ 1.10 | not measured |")
-    assert "| ≥ 0.9 | 0.975 | ≥ 0.92 | not measured |" in lines[5]
-    assert lines[9].endswith("| ≤ 1.0 | not measured | - | not measured |")
-
-
-def test_speed_shows_a_gpu_where_one_was_measured():
-    facts = {**MEASURED["facts"], "device": "cuda", "gpu": "Example G"}
-    head, *_ = report.speed([MEASURED, {**MEASURED, "facts": facts}]).splitlines()
-    assert head.endswith("| CPU target | Example 9, 4 cores | GPU target | Example G |")
-
-
-def test_full_shows_all_timed_tables_and_the_machine():
-    text = report.full([MEASURED])
-    assert f"| {names.OURS} | 1,084 | 0.50 | 19.5 | 0.97 | 10.840 |" in text
-    assert f"| {names.OURS} | 0.50 | 50.0 |" in text
-    assert "Bytes per parameter" not in text
-    assert "Example 9, 4 cores, 16 GiB, 4 threads" in text
-    assert "wpadamw 0.1.0 at 0123456789ab, backend cpp; 2030-01-31." in text
-    assert "Without DeepSpeedCPUAdam: deepspeed is not installed." in text
-
-
-def test_caption_tells_of_uncommitted_changes():
-    facts = {**MEASURED["facts"], "dirty": True}
-    assert "0123456789ab with uncommitted changes" in report.caption({"facts": facts})
-
-
-def test_memory_shows_a_dash_for_what_is_unknown():
-    assert f"| {names.OURS} | 12.00 | - |" in report.memory([MEASURED])
-
-
-def test_training_shows_losses_at_equal_steps():
-    lines = report.training([TRAINED]).splitlines()
-    assert lines[0].endswith("| step 50 | step 100 | step 150 | step 200 |")
-    assert lines[2].startswith(f"| {names.FUSED} | 4.0000 ± 0.0000 |")
-    assert lines[2].endswith("| 2.5000 ± 0.5000 |")
-    assert lines[3].endswith("| 2.2500 ± 0.5000 |")
-    assert lines[4].endswith("| -0.2500 ± 0.0000 |")
-    assert "2 seeds" in lines[-1]
-
-
-@pytest.mark.parametrize(
-    ("value", "spec", "text"),
-    [
-        *((123456.0, "3g", "123,456"), (12.345, "3g", "12.3"), (0.00004, "2g", "0.000040")),
-        *((0.0, "2g", "0.0"), (None, "3g", "-"), (1.0349, ".3f", "1.035")),
-    ],
-)
-def test_number_has_no_exponent(value, spec, text):
-    assert report.number(value, spec) == text
-
-
-def test_report_writes_between_markers_and_check_then_passes(project, capsys):
-    assert report.main(["--check"], project) == 1
-    assert "out of date: README.md" in capsys.readouterr().out
-    assert report.main([], project) == 0
-    text = (project / "README.md").read_text()
-    assert text.startswith("before\n<!-- bench:begin speed -->\n\n| step with prediction |")
-    assert text.endswith("\n\n<!-- bench:end speed -->\nafter\n")
-    assert report.main(["--check"], project) == 0
-
-
-def test_check_fails_when_a_number_was_edited(project):
-    report.main([], project)
-    page = project / "docs" / "measured.md"
-    page.write_text(page.read_text().replace("1,084", "0,984"))
-    assert report.main(["--check"], project) == 1
-
-
-def test_check_fails_without_results(project, capsys):
-    (project / "bench" / "results" / "example" / "cpu.json").unlink()
-    assert report.main(["--check"], project) == 1
-    assert "must hold cpu.json or cuda.json, got no such file" in capsys.readouterr().err
-
-
-def test_check_fails_on_results_of_a_quick_run(project, capsys):
-    path = project / "bench" / "results" / "example" / "cpu.json"
-    path.write_text(json.dumps({**MEASURED, "quick": True}))
-    assert report.main(["--check"], project) == 1
-    assert "must come from a full run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("no marker at all", "must have a bench:begin marker"),
-        (PAGE.format("nothing"), "a marker must name one of"),
-        (PAGE.format("speed") + "<!-- bench:begin full -->", "must have its bench:end"),
-    ],
-)
-def test_check_fails_on_markers_that_cannot_be_filled(project, capsys, text, reason):
-    (project / "docs" / "measured.md").unlink()
-    (project / "README.md").write_text(text)
-    assert report.main(["--check"], project) == 1
-    assert reason in capsys.readouterr().err
-
-
-def test_documents_show_the_committed_results():
-    done = run_script("report.py", "--check")
-    assert done.returncode == 0, done.stdout + done.stderr

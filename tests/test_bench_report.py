@@ -1,0 +1,231 @@
+"""The documents show what was measured, and nothing that was not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+sys.path.insert(0, str(BENCH))
+names, report = map(importlib.import_module, ("names", "report"))
+
+
+# Tables.
+
+
+def timed(median_ms, share=None):
+    row = {"median_ms": median_ms, "iqr_ms": 0.5, "n": 9, "ratio": median_ms / 100}
+    speed = None if share is None else 20 * share
+    return {**row, "bytes_moved": 28, "gb_per_s": speed, "share_of_copy": share}
+
+
+MEASURED = {
+    "facts": {
+        **{"date": "2030-01-31", "device": "cpu", "cpu": "Example 9", "cores": 4, "threads": 4},
+        **{"memory_gib": 15.6, "system": "Linux x86_64", "python": "3.12.1", "torch": "2.9.0"},
+        **{"wpadamw": "0.1.0", "backend": "cpp", "commit": "0123456789abcdef", "dirty": False},
+        "left_out": {names.DEEPSPEED: "deepspeed is not installed"},
+    },
+    "quick": False,
+    "tables": {
+        "large_fp32": {
+            "title": "64 float32 parameters",
+            "rows": {names.FUSED: timed(100.0, 0.9), names.OURS: timed(1084.0, 0.975)},
+        },
+        "host": {
+            "title": "Host time",
+            "rows": {names.OURS: {"us_per_tensor": 0.5, "us_per_step": 50.0, "n": 9}},
+        },
+        "memory": {
+            "title": "Bytes per parameter",
+            "rows": {names.OURS: {"state_bytes": 12.0, "peak_extra_bytes": None}},
+        },
+    },
+}
+TRAINED = {
+    "setting": {
+        "arguments": {
+            **{"batch_size": 16, "context": 128, "lr": 0.002},
+            **{"weight_decay": 0.1, "prediction_steps": 1.0},
+        },
+        "torch": "2.9.0",
+    },
+    "runs": [
+        {
+            **{"optimizer": optimizer, "seed": seed, "num_parameters": 1234},
+            **{"evaluated_steps": [0, 50, 100, 150, 200]},
+            "validation_losses": [5.5, 4.0, 3.0, 2.5, final + seed],
+        }
+        for seed in (0, 1)
+        for optimizer, final in ((names.FUSED, 2.0), (names.OURS, 1.75))
+    ],
+}
+PAGE = "before\n<!-- bench:begin {0} -->\nold\n<!-- bench:end {0} -->\nafter\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    results = tmp_path / "bench" / "results" / "example"
+    results.mkdir(parents=True)
+    (results / "cpu.json").write_text(json.dumps(MEASURED))
+    (results / "train.json").write_text(json.dumps(TRAINED))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(PAGE.format("speed"))
+    (tmp_path / "docs" / "measured.md").write_text(PAGE.format("full") + PAGE.format("training"))
+    return tmp_path
+
+
+def test_speed_shows_targets_beside_what_was_measured():
+    lines = report.speed([MEASURED]).splitlines()
+    assert lines[0] == (
+        "| step with prediction | CPU target | Example 9, 4 cores | GPU target | GPU |"
+    )
+    assert lines[2].endswith("| ≤ 1.15 | 10.840 | ≤ 1.10 | not measured |")
+    assert "| ≥ 0.9 | 0.975 | ≥ 0.92 | not measured |" in lines[5]
+    assert lines[9].endswith("| ≤ 1.0 | not measured | - | not measured |")
+
+
+GPU_FACTS = {
+    **MEASURED["facts"],
+    **{"device": "cuda", "gpu": "Example G", "gpu_memory_gib": 79.2, "backend": "cuda"},
+    **{"cuda": "13.0", "triton": None, "driver_and_clock": "580.1, 1980 MHz", "left_out": {}},
+}
+GPU_MEASURED = {
+    "facts": GPU_FACTS,
+    "quick": False,
+    "tables": {
+        "large_fp32": {
+            "title": "64M float32 parameters",
+            "rows": {
+                names.FUSED: timed(100.0, 0.9),
+                names.OURS: timed(104.0, 0.95),
+                names.TRITON: timed(105.0, 0.94),
+            },
+        },
+        "model_fp32": {"title": "GPT-2", "rows": {names.OURS: timed(90.0, 0.93)}},
+    },
+}
+
+
+def test_speed_shows_a_gpu_where_one_was_measured():
+    head, _, *rows = report.speed([MEASURED, GPU_MEASURED]).splitlines()
+    assert head.endswith("| CPU target | Example 9, 4 cores | GPU target | Example G |")
+    assert rows[0].endswith("| ≤ 1.15 | 10.840 | ≤ 1.10 | 1.040 |")
+    assert rows[3].endswith("| ≥ 0.9 | 0.975 | ≥ 0.92 | 0.950 |")
+    unmeasured = [row.endswith("| not measured |") for row in rows[: len(report.FIGURES)]]
+    assert unmeasured == [i not in (0, 3) for i in range(len(report.FIGURES))]
+
+
+def test_full_shows_the_tables_and_the_versions_of_a_gpu():
+    text = report.full([MEASURED, GPU_MEASURED])
+    assert "**GPT-2**" in text
+    assert f"| {names.TRITON} | 105 | 0.50 | 18.8 | 0.94 | 1.050 |" in text
+    assert (
+        "Example G, 79 GiB, driver and highest clock 580.1, 1980 MHz, CUDA 13.0, Triton missing"
+    ) in text
+
+
+def test_report_fills_documents_from_a_gpu_without_table_of_memory(project):
+    machine = project / "bench" / "results" / "example-g"
+    machine.mkdir()
+    (machine / "cuda.json").write_text(json.dumps(GPU_MEASURED))
+    (project / "docs" / "memory.md").write_text(PAGE.format("memory"))
+    assert report.main([], project) == 0
+    assert "| 1.040 |" in (project / "README.md").read_text()
+    assert "Example G" not in (project / "docs" / "memory.md").read_text()
+
+
+def test_full_shows_all_timed_tables_and_the_machine():
+    text = report.full([MEASURED])
+    assert f"| {names.OURS} | 1,084 | 0.50 | 19.5 | 0.97 | 10.840 |" in text
+    assert f"| {names.OURS} | 0.50 | 50.0 |" in text
+    assert "Bytes per parameter" not in text
+    assert "Example 9, 4 cores, 16 GiB, 4 threads" in text
+    assert "wpadamw 0.1.0 at 0123456789ab, backend cpp; 2030-01-31." in text
+    assert "Without DeepSpeedCPUAdam: deepspeed is not installed." in text
+
+
+def test_caption_tells_of_uncommitted_changes():
+    facts = {**MEASURED["facts"], "dirty": True}
+    assert "0123456789ab with uncommitted changes" in report.caption({"facts": facts})
+
+
+def test_memory_shows_a_dash_for_what_is_unknown():
+    assert f"| {names.OURS} | 12.00 | - |" in report.memory([MEASURED])
+
+
+def test_training_shows_losses_at_equal_steps():
+    lines = report.training([TRAINED]).splitlines()
+    assert lines[0].endswith("| step 50 | step 100 | step 150 | step 200 |")
+    assert lines[2].startswith(f"| {names.FUSED} | 4.0000 ± 0.0000 |")
+    assert lines[2].endswith("| 2.5000 ± 0.5000 |")
+    assert lines[3].endswith("| 2.2500 ± 0.5000 |")
+    assert lines[4].endswith("| -0.2500 ± 0.0000 |")
+    assert "2 seeds" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "text"),
+    [
+        *((123456.0, "3g", "123,456"), (12.345, "3g", "12.3"), (0.00004, "2g", "0.000040")),
+        *((0.0, "2g", "0.0"), (None, "3g", "-"), (1.0349, ".3f", "1.035")),
+    ],
+)
+def test_number_has_no_exponent(value, spec, text):
+    assert report.number(value, spec) == text
+
+
+def test_report_writes_between_markers_and_check_then_passes(project, capsys):
+    assert report.main(["--check"], project) == 1
+    assert "out of date: README.md" in capsys.readouterr().out
+    assert report.main([], project) == 0
+    text = (project / "README.md").read_text()
+    assert text.startswith("before\n<!-- bench:begin speed -->\n\n| step with prediction |")
+    assert text.endswith("\n\n<!-- bench:end speed -->\nafter\n")
+    assert report.main(["--check"], project) == 0
+
+
+def test_check_fails_when_a_number_was_edited(project):
+    report.main([], project)
+    page = project / "docs" / "measured.md"
+    page.write_text(page.read_text().replace("1,084", "0,984"))
+    assert report.main(["--check"], project) == 1
+
+
+def test_check_fails_without_results(project, capsys):
+    (project / "bench" / "results" / "example" / "cpu.json").unlink()
+    assert report.main(["--check"], project) == 1
+    assert "must hold cpu.json or cuda.json, got no such file" in capsys.readouterr().err
+
+
+def test_check_fails_on_results_of_a_quick_run(project, capsys):
+    path = project / "bench" / "results" / "example" / "cpu.json"
+    path.write_text(json.dumps({**MEASURED, "quick": True}))
+    assert report.main(["--check"], project) == 1
+    assert "must come from a full run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("no marker at all", "must have a bench:begin marker"),
+        (PAGE.format("nothing"), "a marker must name one of"),
+        (PAGE.format("speed") + "<!-- bench:begin full -->", "must have its bench:end"),
+    ],
+)
+def test_check_fails_on_markers_that_cannot_be_filled(project, capsys, text, reason):
+    (project / "docs" / "measured.md").unlink()
+    (project / "README.md").write_text(text)
+    assert report.main(["--check"], project) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_documents_show_the_committed_results():
+    command = [sys.executable, str(BENCH / "report.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
