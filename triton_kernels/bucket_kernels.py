@@ -10,8 +10,6 @@ import triton
 import triton.language as tl
 from wpadamw.triton_kernels import rules
 
-NUM_WARPS = 8  # 8 elements a thread: two 16-byte accesses of each float32 array under way
-
 CHUNK_COLUMNS = tl.constexpr(4)
 
 # A row of scalars: the fields of wpadamw.scalars.Scalars.
@@ -112,7 +110,8 @@ def run_block(
 ):
     """BLOCK_NUMEL elements of a chunk from ``first`` on; those from ``numel`` on, if any, are not.
 
-    All loads come before the first use of one.
+    All loads of arrays come before the first use of one; values are stored as soon as they are
+    known, to make room in the registers.
     """
     # What is predicted from are true weights.
     MAY_HOLD_PREDICTION: tl.constexpr = (not HAS_BACKUP) and (UPDATE or (not PREDICT))
@@ -141,18 +140,16 @@ def run_block(
         w = tl.where(holds_prediction, recovered, w)
     if UPDATE:
         u0, u1, u2 = update(u0, u1, u2, g * scalar(row, GRAD_FACTOR, g), row, RULE)
-        w = step_weight(w, direction(u0, u1, u2, row, RULE), row)
-    held = predict_weight(w, direction(u0, u1, u2, row, RULE), row) if PREDICT else w
-
-    tl.store(param, held.to(PARAM_DTYPE), mask)
-    if UPDATE:
         tl.store(state0, u0, mask)
         if NUM_STATES > 1:
             tl.store(state1, u1, mask)
         if NUM_STATES > 2:
             tl.store(state2, u2, mask)
+        w = step_weight(w, direction(u0, u1, u2, row, RULE), row)
         if HAS_BACKUP:
             tl.store(weight, w, mask)
+    held = predict_weight(w, direction(u0, u1, u2, row, RULE), row) if PREDICT else w
+    tl.store(param, held.to(PARAM_DTYPE), mask)
 
 
 @triton.jit(do_not_specialize=["num_tensors"])

@@ -81,7 +81,7 @@ class Kernels(DeviceKernels):
             "PARAM_ALIGNMENT": width * self.param_dtype.itemsize,
             "GRAD_ALIGNMENT": width * grad_dtype.itemsize,
             "CHUNK_NUMEL": CHUNK_NUMEL,
-            "num_warps": self.modules["bucket_kernels"].NUM_WARPS,
+            "num_warps": CHUNK_NUMEL // (2 * width * 32),  # two such accesses a thread and array
             "enable_fp_fusion": False,
         }
 
