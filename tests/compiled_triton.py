@@ -1,7 +1,7 @@
 """Compiles the Triton kernels as launches do, without a GPU, and reads what the compiler made.
 
-``python compiled_triton.py ARCHITECTURE WORKER WORKERS`` prints the facts of a share of the
-instantiations as JSON. A program of its own: under TRITON_INTERPRET nothing is compiled.
+``python compiled_triton.py WORKER WORKERS`` prints the facts of a share of the instantiations as
+JSON. A program of its own: under TRITON_INTERPRET nothing is compiled.
 """
 
 from __future__ import annotations
@@ -213,23 +213,30 @@ def chosen_for(architecture: int) -> list[Instantiation]:
     ]
 
 
-def main(architecture: int, worker: int, workers: int) -> None:
-    """Print the facts of one worker's share."""
+def main(worker: int, workers: int) -> None:
+    """Print the facts of one worker's share, per architecture."""
     modules = backend._kernels()
-    kernel = modules["bucket_kernels"].bucket_kernel
-    of_bucket = [
-        (chosen, facts(kernel, bucket_launch(chosen), architecture))
-        for chosen in chosen_for(architecture)[worker::workers]
-    ]
-    kernel = modules["advance_kernel"].advance_kernel
-    of_advance = [
-        (f"advance-{operation.name}-{has_flag}", facts(kernel, launch, architecture))
-        for operation, has_flag in list(itertools.product(Operation, (False, True)))[
-            worker::workers
-        ]
-        for launch in [advance_launch(operation, has_flag)]
-    ]
-    print(json.dumps({"bucket": of_bucket, "advance": of_advance}))
+    bucket = modules["bucket_kernels"].bucket_kernel
+    advance = modules["advance_kernel"].advance_kernel
+    advances = list(itertools.product(Operation, (False, True)))
+    found = {
+        architecture: {
+            "bucket": [
+                (chosen, facts(bucket, bucket_launch(chosen), architecture))
+                for chosen in chosen_for(architecture)[worker::workers]
+            ],
+            "advance": [
+                (
+                    [operation.name, flag],
+                    facts(advance, advance_launch(operation, flag), architecture),
+                )
+                for operation, flag in advances[worker::workers]
+                if architecture == 90 or operation is Operation.step
+            ],
+        }
+        for architecture in (80, 90, 100)
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,32 +31,31 @@ TYPES = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Facts of all instantiations, by architecture; stderr is empty."""
+    """Facts of all instantiations, by architecture. The compiler says nothing."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
-    def start(*arguments):
-        command = [sys.executable, "-W", "error", str(PROGRAM), *map(str, arguments)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+    def start(worker):
+        command = [sys.executable, "-W", "error", str(PROGRAM), str(worker), str(WORKERS)]
+        return subprocess.Popen(command, env=environment, **pipe)
 
-    @cache
-    def run(architecture):
-        parts = []
-        for process in [start(architecture, worker, WORKERS) for worker in range(WORKERS)]:
-            output, errors = process.communicate()
-            assert (process.returncode, errors) == (0, "")
-            parts.append(json.loads(output))
-        return {kind: [fact for part in parts for fact in part[kind]] for kind in parts[0]}
-
-    return run
+    parts = []
+    for process in [start(worker) for worker in range(WORKERS)]:
+        output, errors = process.communicate()
+        assert (process.returncode, errors) == (0, "")
+        parts.append(json.loads(output))
+    return {
+        int(key): {kind: [fact for part in parts for fact in part[key][kind]] for kind in value}
+        for key, value in parts[0].items()
+    }
 
 
 @pytest.fixture(params=[80, 90, 100], ids="sm_{}".format)
 def found(request, compiled):
-    return compiled(request.param)
+    return compiled[request.param]
 
 
 def in_c(rule, param, grad, operation, has_backup, has_flag):
@@ -85,7 +83,7 @@ def bytes_of(facts, kind, size):
 
 
 def test_every_instantiation_is_compiled(compiled):
-    found = compiled(90)
+    found = compiled[90]
     # Those of tests/test_cuda_code.py and one with a flag; operations with and without a flag.
     assert len({tuple(chosen) for chosen, _ in found["bucket"]}) == 65
     assert len(found["advance"]) == 8
