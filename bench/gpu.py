@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import markup
 import ncu
-import report
+import speed_tables
 from steps import PASSED, Outcome, Step, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,13 +188,13 @@ def summary(
     benchmarks: dict[str, Any],
 ) -> str:
     """What a reader wants to know, most important first."""
-    blocks = [report.markdown(["step", "seconds", "limit", "verdict"], map(_row, outcomes))]
+    blocks = [markup.markdown(["step", "seconds", "limit", "verdict"], map(_row, outcomes))]
     if tests:
         blocks.append(_test_lines(tests))
     blocks += [_failure(outcome) for outcome in outcomes if outcome.verdict != PASSED]
     if benchmarks:
-        blocks += [report.speed([benchmarks]), report.full([benchmarks])]
-        blocks.append(report.memory([benchmarks]))
+        blocks += [speed_tables.speed([benchmarks]), speed_tables.full([benchmarks])]
+        blocks.append(speed_tables.memory([benchmarks]))
     if kernels:
         blocks.append(ncu.table(kernels))
     return "\n\n".join(blocks) + "\n"

@@ -1,4 +1,4 @@
-"""What contestants are called in tables. Imports nothing, so that the report needs no torch."""
+"""What contestants are called in tables. Imports nothing."""
 
 FUSED = "AdamW(fused=True)"
 FUSED_BF16 = "AdamW(fused=True) on fp32 masters, and casts"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import report
+import markup
 
 READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
 DURATION = "gpu__time_duration.sum"
@@ -81,17 +81,17 @@ def table(kernels: Sequence[dict[str, Any]]) -> str:
     rows = [
         [
             kernel["name"][:NAME_LENGTH],
-            report.number(kernel["duration_us"], "3g"),
-            report.number(_mega(kernel["bytes_read"]), "4g"),
-            report.number(_mega(kernel["bytes_written"]), "4g"),
-            report.number(kernel["gb_per_s"], "4g"),
-            report.number(kernel["occupancy_percent"], ".1f"),
-            report.number(kernel["registers"], ".0f"),
+            markup.number(kernel["duration_us"], "3g"),
+            markup.number(_mega(kernel["bytes_read"]), "4g"),
+            markup.number(_mega(kernel["bytes_written"]), "4g"),
+            markup.number(kernel["gb_per_s"], "4g"),
+            markup.number(kernel["occupancy_percent"], ".1f"),
+            markup.number(kernel["registers"], ".0f"),
             ", ".join(f"{name} {value:.1f}" for name, value in kernel["stalls"].items()),
         ]
         for kernel in kernels
     ]
-    return report.markdown([*head, "stalls per issue"], rows)
+    return markup.markdown([*head, "stalls per issue"], rows)
 
 
 def _mega(value: float | None) -> float | None:

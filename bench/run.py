@@ -13,6 +13,7 @@ from typing import Any
 import contestants
 import measure
 import report
+import speed_tables
 import torch
 
 BENCH = Path(__file__).parent
@@ -29,7 +30,7 @@ def main() -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     results = {"facts": facts, "quick": args.quick, "tables": tables}
     path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{report.full([results])}\n\n{report.memory([results])}\n\nwritten: {path}")
+    print(f"{speed_tables.full([results])}\n\n{speed_tables.memory([results])}\n\nwritten: {path}")
     return int(has_failed)
 
 

@@ -17,8 +17,8 @@ import wpadamw
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
-contestants, measure, names, report, run = map(
-    importlib.import_module, ("contestants", "measure", "names", "report", "run")
+contestants, measure, names, run, speed_tables = map(
+    importlib.import_module, ("contestants", "measure", "names", "run", "speed_tables")
 )
 CPU = torch.device("cpu")
 TABLES = (
@@ -79,7 +79,11 @@ def test_quick_run_counts_bytes_of_state_and_peak(quick_results):
 
 
 def test_quick_run_measures_every_figure_that_has_a_target(quick_results):
-    missing = {f.over for f in report.FIGURES if f.measured(quick_results) == report.NOT_MEASURED}
+    missing = {
+        f.over
+        for f in speed_tables.FIGURES
+        if f.measured(quick_results) == speed_tables.NOT_MEASURED
+    }
     assert missing == set(quick_results["facts"]["left_out"])
 
 
@@ -97,9 +101,9 @@ def test_gpt2_has_its_148_tensors():
 
 def test_quick_run_yields_a_report(quick_results):
     results = [quick_results]
-    assert names.OURS in report.memory(results)
+    assert names.OURS in speed_tables.memory(results)
     for table in quick_results["tables"].values():
-        assert table["title"] in report.full(results) + report.memory(results)
+        assert table["title"] in speed_tables.full(results) + speed_tables.memory(results)
 
 
 # Measuring.

@@ -12,7 +12,10 @@ import pytest
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
-names, report = map(importlib.import_module, ("names", "report"))
+markup, names, plots, report, roofline, speed_tables, training_table = map(
+    importlib.import_module,
+    ("markup", "names", "plots", "report", "roofline", "speed_tables", "training_table"),
+)
 
 
 # Tables.
@@ -81,7 +84,7 @@ def project(tmp_path):
 
 
 def test_speed_shows_targets_beside_what_was_measured():
-    lines = report.speed([MEASURED]).splitlines()
+    lines = speed_tables.speed([MEASURED]).splitlines()
     assert lines[0] == (
         "| step with prediction | CPU target | Example 9, 4 cores | GPU target | GPU |"
     )
@@ -113,16 +116,16 @@ GPU_MEASURED = {
 
 
 def test_speed_shows_a_gpu_where_one_was_measured():
-    head, _, *rows = report.speed([MEASURED, GPU_MEASURED]).splitlines()
+    head, _, *rows = speed_tables.speed([MEASURED, GPU_MEASURED]).splitlines()
     assert head.endswith("| CPU target | Example 9, 4 cores | GPU target | Example G |")
     assert rows[0].endswith("| ≤ 1.15 | 10.840 | ≤ 1.10 | 1.040 |")
     assert rows[3].endswith("| ≥ 0.9 | 0.975 | ≥ 0.92 | 0.950 |")
-    unmeasured = [row.endswith("| not measured |") for row in rows[: len(report.FIGURES)]]
-    assert unmeasured == [i not in (0, 3) for i in range(len(report.FIGURES))]
+    unmeasured = [row.endswith("| not measured |") for row in rows[: len(speed_tables.FIGURES)]]
+    assert unmeasured == [i not in (0, 3) for i in range(len(speed_tables.FIGURES))]
 
 
 def test_full_shows_the_tables_and_the_versions_of_a_gpu():
-    text = report.full([MEASURED, GPU_MEASURED])
+    text = speed_tables.full([MEASURED, GPU_MEASURED])
     assert "**GPT-2**" in text
     assert f"| {names.TRITON} | 105 | 0.50 | 18.8 | 0.94 | 1.050 |" in text
     assert (
@@ -141,7 +144,7 @@ def test_report_fills_documents_from_a_gpu_without_table_of_memory(project):
 
 
 def test_full_shows_all_timed_tables_and_the_machine():
-    text = report.full([MEASURED])
+    text = speed_tables.full([MEASURED])
     assert f"| {names.OURS} | 1,084 | 0.50 | 19.5 | 0.97 | 10.840 |" in text
     assert f"| {names.OURS} | 0.50 | 50.0 |" in text
     assert "Bytes per parameter" not in text
@@ -152,15 +155,15 @@ def test_full_shows_all_timed_tables_and_the_machine():
 
 def test_caption_tells_of_uncommitted_changes():
     facts = {**MEASURED["facts"], "dirty": True}
-    assert "0123456789ab with uncommitted changes" in report.caption({"facts": facts})
+    assert "0123456789ab with uncommitted changes" in markup.caption({"facts": facts})
 
 
 def test_memory_shows_a_dash_for_what_is_unknown():
-    assert f"| {names.OURS} | 12.00 | - |" in report.memory([MEASURED])
+    assert f"| {names.OURS} | 12.00 | - |" in speed_tables.memory([MEASURED])
 
 
 def test_training_shows_losses_at_equal_steps():
-    lines = report.training([TRAINED]).splitlines()
+    lines = training_table.training([TRAINED]).splitlines()
     assert lines[0].endswith("| step 50 | step 100 | step 150 | step 200 |")
     assert lines[2].startswith(f"| {names.FUSED} | 4.0000 ± 0.0000 |")
     assert lines[2].endswith("| 2.5000 ± 0.5000 |")
@@ -177,7 +180,7 @@ def test_training_shows_losses_at_equal_steps():
     ],
 )
 def test_number_has_no_exponent(value, spec, text):
-    assert report.number(value, spec) == text
+    assert markup.number(value, spec) == text
 
 
 def test_report_writes_between_markers_and_check_then_passes(project, capsys):
@@ -223,6 +226,69 @@ def test_check_fails_on_markers_that_cannot_be_filled(project, capsys, text, rea
     (project / "README.md").write_text(text)
     assert report.main(["--check"], project) == 1
     assert reason in capsys.readouterr().err
+
+
+# Plots.
+
+
+@pytest.fixture
+def project_with_plot(project):
+    page = project / "docs" / "measured.md"
+    page.write_text(page.read_text() + "![time over bytes](images/roofline.png)\n")
+    return project
+
+
+def test_report_draws_the_plots_that_documents_show(project_with_plot, capsys):
+    assert report.main([], project_with_plot) == 0
+    assert "written: docs/images/roofline.png" in capsys.readouterr().out
+    assert report.main(["--check"], project_with_plot) == 0
+
+
+def test_report_draws_no_plot_that_no_document_shows(project):
+    assert report.main([], project) == 0
+    assert not (project / "docs" / "images").exists()
+
+
+def test_check_fails_when_a_plot_is_not_that_of_the_results(project_with_plot, capsys):
+    report.main([], project_with_plot)
+    changed = json.loads(json.dumps(MEASURED))
+    changed["tables"]["large_fp32"]["rows"][names.OURS]["median_ms"] += 1
+    plots.save(
+        roofline.draw(roofline.source([changed])),
+        project_with_plot / "docs" / "images" / "roofline.png",
+        roofline.source([changed]),
+    )
+    assert report.main(["--check"], project_with_plot) == 1
+    assert "out of date: docs/images/roofline.png" in capsys.readouterr().out
+
+
+def test_check_fails_on_an_image_that_is_not_drawn_from_results(project, capsys):
+    page = project / "docs" / "measured.md"
+    page.write_text(page.read_text() + "![drawn by hand](images/hand.png)\n")
+    assert report.main(["--check"], project) == 1
+    assert "an image must be one of roofline.png" in capsys.readouterr().err
+
+
+def test_a_plot_is_current_for_its_source_alone(tmp_path):
+    path = tmp_path / "new" / "plot.png"
+    assert not plots.is_current(path, {"a": 1, "b": [2]})
+    plots.save(roofline.draw(roofline.source([MEASURED])), path, {"a": 1, "b": [2]})
+    assert plots.is_current(path, {"b": [2], "a": 1})
+    assert not plots.is_current(path, {"a": 1, "b": [3]})
+
+
+@pytest.mark.parametrize("content", [b"no image", b""])
+def test_a_file_that_is_no_plot_is_not_current(content, tmp_path):
+    (tmp_path / "plot.png").write_bytes(content)
+    assert not plots.is_current(tmp_path / "plot.png", {})
+
+
+def test_roofline_shows_the_contestants_whose_bytes_are_known():
+    (panel,) = roofline.source([MEASURED])
+    assert panel == {
+        "machine": "Example 9, 4 cores",
+        "points": {names.FUSED: [(28, 100.0)], names.OURS: [(28, 1084.0)]},
+    }
 
 
 def test_documents_show_the_committed_results():

@@ -1,0 +1,60 @@
+"""The losses of ``python -m wpadamw train`` as a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from markup import Results, markdown
+
+
+def training(all_results: Sequence[Results]) -> str:
+    """Validation losses of both optimizers at the same steps."""
+    return "\n\n".join(map(_training_table, all_results))
+
+
+def _training_table(results: Results) -> str:
+    steps = _quarters(results)
+    losses: dict[str, list[list[float]]] = {}
+    for run in results["runs"]:
+        at = dict(zip(run["evaluated_steps"], run["validation_losses"], strict=True))
+        losses.setdefault(run["optimizer"], []).append([at[step] for step in steps])
+    first, second = losses.values()
+    differences = [
+        [b - a for a, b in zip(*pair, strict=True)] for pair in zip(first, second, strict=True)
+    ]
+    rows = [[name, *_mean_losses(seeds, ".4f")] for name, seeds in losses.items()]
+    rows.append(["difference, seed by seed", *_mean_losses(differences, "+.4f")])
+    head = ["validation loss, nats per byte", *(f"step {step:,}" for step in steps)]
+    return f"{markdown(head, rows)}\n\n{_training_caption(results)}"
+
+
+def _quarters(results: Results) -> list[int]:
+    """The steps at which a quarter, half, three quarters and all of the training was done."""
+    evaluated = results["runs"][0]["evaluated_steps"]
+    wanted = [evaluated[-1] * part / 4 for part in (1, 2, 3, 4)]
+    return sorted({next(step for step in evaluated if step >= want) for want in wanted})
+
+
+def _mean_losses(seeds: Sequence[Sequence[float]], spec: str) -> list[str]:
+    return [_mean_loss(values, spec) for values in zip(*seeds, strict=True)]
+
+
+def _mean_loss(values: Sequence[float], spec: str) -> str:
+    mean = format(statistics.fmean(values), spec)
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.4f}"
+
+
+def _training_caption(results: Results) -> str:
+    setting, run = results["setting"], results["runs"][0]
+    arguments = setting["arguments"]
+    num_seeds = len({run["seed"] for run in results["runs"]})
+    seeds = "1 seed" if num_seeds == 1 else f"mean ± standard error of {num_seeds} seeds"
+    return (
+        f"GPT with {run['num_parameters']:,} parameters, {arguments['batch_size']} x "
+        f"{arguments['context']} bytes a step, lr {arguments['lr']:g}, weight decay "
+        f"{arguments['weight_decay']:g}, prediction_steps {arguments['prediction_steps']:g}; "
+        f"losses at the true weights, {seeds}; torch {setting['torch']}."
+    )
