@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,22 +49,27 @@ class Trainee:
         record: receives what is measured.
         model: trained in place.
         optimizer: over the parameters of the model.
-        num_steps: the length of the schedule.
+        lr_factor: of the learning rate, from the number of updates made.
     """
 
     def __init__(
-        self, record: Record, model: nn.Module, optimizer: Optimizer, num_steps: int
+        self,
+        record: Record,
+        model: nn.Module,
+        optimizer: Optimizer,
+        lr_factor: Callable[[int], float],
     ) -> None:
         self.record = record
         self.model = model
         self.optimizer = optimizer
-        self.schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps))
+        self.schedule = LambdaLR(optimizer, lr_factor)
 
     def train_step(self, batch: Batch) -> None:
         """Make one update; the time recorded is that of ``optimizer.step()`` alone."""
         self.model.train()
+        set_mode(self.optimizer, "train")
         self.optimizer.zero_grad()
-        loss = next_token_loss(self.model, batch)
+        loss = mean_cross_entropy(self.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self.record.step_times_ms.append(timed_step_ms(self.optimizer, loss.device))
         self.schedule.step()
@@ -74,7 +79,8 @@ class Trainee:
     def evaluate(self, step: int, batches: Sequence[Batch]) -> None:
         """Record the mean loss over ``batches``, in eval mode: at the true weights."""
         self.model.eval()
-        losses = [next_token_loss(self.model, batch).item() for batch in batches]
+        set_mode(self.optimizer, "eval")
+        losses = [mean_cross_entropy(self.model, batch).item() for batch in batches]
         self.record.evaluated_steps.append(step)
         self.record.validation_losses.append(statistics.fmean(losses))
 
@@ -106,10 +112,22 @@ def train_side_by_side(
         yield step
 
 
-def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean cross-entropy in nats per token."""
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch to a device."""
     inputs, targets = batch
-    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    return inputs.to(device), targets.to(device)
+
+
+def set_mode(optimizer: Optimizer, mode: str) -> None:
+    """Call ``optimizer.train()`` or ``optimizer.eval()`` where it has such modes."""
+    if hasattr(optimizer, mode):
+        getattr(optimizer, mode)()
+
+
+def mean_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy in nats per target, for logits ``[..., classes]``."""
+    inputs, targets = batch
+    return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -128,6 +146,11 @@ def warmup_cosine(step: int, num_steps: int) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(num_steps - warmup, 1)
     return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def constant(step: int, num_steps: int) -> float:
+    """Return the factor of the learning rate of an optimizer that schedules itself."""
+    return 1.0
 
 
 def timed_step_ms(optimizer: Optimizer, device: torch.device) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -27,6 +27,18 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
+def format_losses(values: Sequence[float], spec: str = ".4f") -> str:
+    """Format the mean, and where there are several values its standard error."""
+    mean = format(statistics.fmean(values), spec)
+    return mean if len(values) == 1 else f"{mean} ± {standard_error(values):.4f}"
+
+
+def markdown(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Format a table in Markdown, all columns but the first aligned to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (head, rule, *rows))
+
+
 def format_table(records: Sequence[Record], steps: Sequence[int]) -> str:
     """Format losses at ``steps``, step times and state sizes, one optimizer a line.
 
@@ -40,13 +52,13 @@ def format_table(records: Sequence[Record], steps: Sequence[int]) -> str:
         for name, group in groups.items()
     }
     for name, group in groups.items():
-        rows.append([name, *map(_format_losses, losses[name]), *_format_costs(group)])
+        rows.append([name, *map(format_losses, losses[name]), *_format_costs(group)])
     first, second = groups
     differences = [
         [b - a for a, b in zip(*pair, strict=True)]
         for pair in zip(losses[first], losses[second], strict=True)
     ]
-    rows.append(["difference", *(_format_losses(values, "+.4f") for values in differences)])
+    rows.append(["difference", *(format_losses(values, "+.4f") for values in differences)])
     return f"{_align(rows)}\n{_explain_columns(len(groups[first]))}"
 
 
@@ -76,11 +88,6 @@ def write_results(records: Sequence[Record], setting: dict[str, Any], path: Path
     """Write all that was measured, and under which setting, as JSON."""
     runs = [asdict(record) for record in records]
     path.write_text(json.dumps({"setting": setting, "runs": runs}, indent=1) + "\n")
-
-
-def _format_losses(values: Sequence[float], spec: str = ".4f") -> str:
-    mean = format(statistics.fmean(values), spec)
-    return mean if len(values) == 1 else f"{mean} ± {standard_error(values):.4f}"
 
 
 def _format_costs(group: Sequence[Record]) -> list[str]:

@@ -7,6 +7,7 @@ import copy
 import math
 import platform
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ from wpadamw.cli.checks import (
     positive_int,
     usable_device,
 )
-from wpadamw.cli.comparison import Record, Trainee, parameter_groups, train_side_by_side
+from wpadamw.cli.comparison import (
+    Record,
+    Trainee,
+    parameter_groups,
+    to_device,
+    train_side_by_side,
+    warmup_cosine,
+)
 from wpadamw.cli.gpt import GPT
 from wpadamw.cli.report import draw_curves, format_table, write_results
 from wpadamw.cli.text import Batch, Corpus, fixed_batches, load_corpus, random_batch
@@ -109,8 +117,9 @@ def start_trainees(args: argparse.Namespace, seed: int) -> list[Trainee]:
     torch.manual_seed(seed)
     model = GPT(args.context, args.layers, args.width, args.heads).to(args.device)
     copies = {name: copy.deepcopy(model) for name in OPTIMIZERS}
+    schedule = partial(warmup_cosine, num_steps=args.steps)
     return [
-        Trainee(Record(name, seed), own, OPTIMIZERS[name](own, args), args.steps)
+        Trainee(Record(name, seed), own, OPTIMIZERS[name](own, args), schedule)
         for name, own in copies.items()
     ]
 
@@ -140,12 +149,6 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, argparse.Namespace], Optimizer]] = {
     "AdamW(fused=True)": build_adamw,
     "WPAdamW": build_wpadamw,
 }
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch to a device."""
-    inputs, targets = batch
-    return inputs.to(device), targets.to(device)
 
 
 def quarters(num_steps: int) -> list[int]:
