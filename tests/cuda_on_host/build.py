@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -25,13 +28,23 @@ def build() -> Path:
     ]
     # The programs of this environment, activated or not.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for command in (configure, ["cmake", "--build", str(BUILD)]):
-        done = subprocess.run(
-            command, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    with _alone():
+        for command in (configure, ["cmake", "--build", str(BUILD)]):
+            done = subprocess.run(
+                command, env={**os.environ, "PATH": path}, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
     (library,) = BUILD.glob("_C.*")
     return library
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for test runs beside this one: they share the folder."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def load(library: Path) -> ModuleType:
