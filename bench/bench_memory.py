@@ -23,4 +23,4 @@ def _probe(numel, device):
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, str(PROBE), str(numel), str(device)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])  # deepspeed logs to stdout
+    return json.loads(done.stdout)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 import pytest
 import torch
-from contestants import Shape, contestants, fp32_kinds
-from measure import Contestant, Race, host_time_ms, rounded
+from contestants import fp32_kinds
+from entrants import optimizer
+from measure import Race, Row, host_time_ms, rounded
+from shapes import Shape
 
 
 @pytest.mark.parametrize("gradients", ["new", "kept"])
@@ -25,40 +28,36 @@ def bench_many_tensors(race, scale, device, gradients):
     )
 
 
-def bench_host_cost(benchmark, scale, device):
-    sizes = (1, scale.num_tensors)
-    names = [kind.name for kind in fp32_kinds(device)]
-    race = Race([c for size in sizes for c in _steps(size, names, device)], host_time_ms)
-    race.warm_up()
+def bench_host_cost(benchmark, hold, scale, device):
+    few, many = 1, scale.num_tensors
+    kinds = fp32_kinds(device)
+    race = Race(host_time_ms)
+    for number in (few, many):
+        shape = Shape.equal(number, 1, torch.float32, device)
+        for kind in kinds:
+            build = partial(optimizer, kind, shape, has_new_gradients=True)
+            race.enter(_label(kind.name, number), build, why_not=kind.why_not)
     benchmark.group = "host"
-    benchmark.pedantic(race, rounds=scale.many_rounds)
-    rows = {name: _host_cost(race, name, *sizes) for name in names}
-    title = f"Host time of a step: 1 and {sizes[1]:,} float32 tensors of 1 element"
+    hold(race, scale.many_rounds)
+    rows = {kind.name: _host_cost(race, kind.name, few, many) for kind in kinds}
+    title = f"Host time of a step: 1 and {many:,} float32 tensors of 1 element"
     benchmark.extra_info |= {"table": "host", "title": title, "rows": rows}
-
-
-def _steps(num_tensors: int, names: list[str], device: torch.device) -> list[Contestant]:
-    shape = Shape.equal(num_tensors, 1, torch.float32, device)
-    runners = contestants(fp32_kinds(device), shape, has_new_gradients=True)
-    return [
-        Contestant(_label(c.name, num_tensors), c.run, prepare=c.prepare)
-        for c in runners
-        if c.name in names
-    ]
 
 
 def _label(name: str, num_tensors: int) -> str:
     return f"{name} x {num_tensors}"
 
 
-def _host_cost(race: Race, name: str, few: int, many: int) -> dict[str, float | int | None]:
+def _host_cost(race: Race, name: str, few: int, many: int) -> Row:
     """The line through the medians: its slope, and its value at no tensor."""
-    low, high = (
-        1e3 * statistics.median(race.samples[_label(name, number)]) for number in (few, many)
-    )
+    labels = [_label(name, number) for number in (few, many)]
+    for label in labels:
+        if label in race.left_out:
+            return {"why": race.left_out[label]}
+    low, high = (1e3 * statistics.median(race.samples[label]) for label in labels)
     slope = (high - low) / (many - few)
     return {
         "us_per_tensor": rounded(slope),
         "us_per_step": rounded(low - few * slope),
-        "n": len(race.samples[_label(name, many)]),
+        "n": len(race.samples[labels[-1]]),
     }

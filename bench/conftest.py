@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import gc
+import math
+import os
+import time
 from typing import NamedTuple
 
+import entrants
+import machine
 import measure
 import pytest
 import torch
-from contestants import bytes_needed, contestants, gpt2_sizes
 from names import COPY
+from shapes import Sizes, gpt2_sizes, llama_sizes, vit_sizes
+
+from wpadamw.cli.checks import usable_device
 
 
 class Scale(NamedTuple):
@@ -23,8 +30,15 @@ class Scale(NamedTuple):
     tensor: int
     many_rounds: int
     memory: int
+    peers: int
+    peers_rounds: int
+    models: dict[str, Sizes]
+    model_rounds: int
     huge: int | None = None
-    model: tuple[tuple[int, ...], ...] | None = None
+    # What rotation must leave behind; that of the device if None.
+    cache_bytes: int | None = None
+    # After which no peer is built any more: their compilers take as long as they like.
+    peers_s: float = math.inf
 
 
 # 64M parameters leave every cache far behind, and all contestants together hold 10 GB of them.
@@ -38,13 +52,25 @@ FULL = Scale(
     tensor=1000,
     many_rounds=100,
     memory=2**24,
+    peers=2**24,
+    peers_rounds=24,
+    models={
+        "GPT-2": gpt2_sizes(width=768, num_layers=12, vocabulary=50257, context=1024),
+        "ViT-B/16": vit_sizes(width=768, num_layers=12, image=224, patch=16, num_classes=1000),
+        "Llama 3.2 1B": llama_sizes(
+            width=2048, num_layers=16, hidden=8192, keys=512, vocabulary=128256
+        ),
+    },
+    model_rounds=16,
 )
 # A GPU is done with a step in less than a hundredth of the time: more rounds, and more memory.
 FULL_GPU = FULL._replace(
     large_rounds=100,
     small_rounds=1000,
+    peers_rounds=50,
+    model_rounds=50,
     huge=2**28,
-    model=gpt2_sizes(width=768, num_layers=12, vocabulary=50257, context=1024),
+    peers_s=20.0,
 )
 QUICK = Scale(
     large=2**16,
@@ -55,20 +81,34 @@ QUICK = Scale(
     tensor=100,
     many_rounds=3,
     memory=2**20,
+    peers=2**16,
+    peers_rounds=3,
+    models={
+        "GPT-2": gpt2_sizes(width=8, num_layers=2, vocabulary=50, context=16),
+        "ViT-B/16": vit_sizes(width=8, num_layers=2, image=32, patch=16, num_classes=10),
+        "Llama 3.2 1B": llama_sizes(width=8, num_layers=2, hidden=16, keys=4, vocabulary=50),
+    },
+    model_rounds=3,
     huge=2**17,
-    model=gpt2_sizes(width=8, num_layers=2, vocabulary=50, context=16),
+    cache_bytes=2**17,
 )
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("wpadamw benchmarks")
     group.addoption("--quick", action="store_true", help="tiny sizes: does it run at all?")
-    group.addoption("--device", default="cpu", help="torch device to measure on (cpu)")
+    group.addoption("--device", type=usable_device, default="cpu", help="torch device (cpu)")
+    group.addoption("--progress-fd", type=int, help="where to write how far it is, in thousandths")
 
 
 @pytest.fixture
-def scale(request, device):
-    if request.config.getoption("--quick"):
+def is_quick(request):
+    return request.config.getoption("--quick")
+
+
+@pytest.fixture
+def scale(is_quick, device):
+    if is_quick:
         return QUICK
     return FULL_GPU if device.type == "cuda" else FULL
 
@@ -78,22 +118,63 @@ def device(request):
     return torch.device(request.config.getoption("--device"))
 
 
+class Progress:
+    """Tells which part of all benchmarks of this process is done."""
+
+    def __init__(self, descriptor: int | None, total: int) -> None:
+        self.descriptor, self.total, self.num_done = descriptor, total, 0
+
+    def tell(self, part: float) -> None:
+        """Part of the benchmark under way."""
+        if self.descriptor is not None:
+            thousandths = int(1000 * (self.num_done + part) / self.total)
+            os.write(self.descriptor, f"{thousandths}\n".encode())
+
+
+@pytest.fixture(scope="session")
+def progress(request):
+    return Progress(request.config.getoption("--progress-fd"), len(request.session.items))
+
+
+@pytest.fixture(autouse=True)
+def _counted(progress):
+    yield
+    progress.num_done += 1
+    progress.tell(0.0)
+
+
 @pytest.fixture
-def race(benchmark):
+def hold(benchmark, progress):
+    """Hold a race of some rounds, and tell how far it is."""
+
+    def run(race, rounds):
+        def one_round():
+            race()
+            progress.tell(race.num_rounds / rounds)
+
+        benchmark.pedantic(one_round, rounds=rounds)
+
+    return run
+
+
+@pytest.fixture
+def race(benchmark, hold, scale):
     """Time all kinds over a shape and leave the table in the record; the first is the reference."""
 
-    def run(name, title, kinds, shape, rounds, has_new_gradients=False):
-        free = measure.free_bytes(shape.device)
-        if free is not None and free < (needed := bytes_needed(kinds, shape)):
-            pytest.skip(f"needs {needed / 2**30:.1f} GiB of memory, got {free / 2**30:.1f} GiB")
-        race = measure.Race(
-            contestants(kinds, shape, has_new_gradients), measure.device_timer(shape.device)
+    def run(name, title, kinds, shape, rounds, *, is_rotated=True, max_s=math.inf, **options):
+        cache = (
+            machine.cache_bytes(shape.device) if scale.cache_bytes is None else scale.cache_bytes
         )
-        race.warm_up()
+        footprint = entrants.footprint_bytes(kinds, shape)
+        copies = entrants.num_copies(footprint, cache) if is_rotated else 1
+        race = measure.Race(measure.device_timer(shape.device))
+        deadline = time.monotonic() + max_s
+        entrants.enter(race, kinds, shape, copies=copies, deadline=deadline, **options)
         benchmark.group = name
-        benchmark.pedantic(race, rounds=rounds)
+        hold(race, rounds)
         rows = measure.table_rows(race, reference=kinds[0].name, roof=COPY)
-        benchmark.extra_info |= {"table": name, "title": title, "rows": rows}
+        table = {"table": name, "title": title, "copies": copies, "rows": rows}
+        benchmark.extra_info |= table
 
     return run
 

@@ -1,18 +1,14 @@
-"""The optimizers that are compared: what they are called, how they are built, what they move."""
+"""The optimizers that are compared: their names, how they are built, what they move and hold."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import names
 import torch
-from measure import Contestant
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW
@@ -22,8 +18,6 @@ from wpadamw import WPAdamW
 
 LR, BETAS, EPS, WEIGHT_DECAY, PREDICTION_STEPS = 1e-3, (0.9, 0.999), 1e-8, 1e-2, 1.0
 OPTIONS: dict[str, Any] = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
-
-HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 # What a fused AdamW step over fp32 reads (weight, gradient, both moments) and writes, per
 # parameter. Copies move as much.
@@ -47,11 +41,17 @@ class Kind(NamedTuple):
         build: makes the optimizer over parameters.
         bytes_per_parameter: that a step reads and writes, every operation counted; None where
             it depends on the version of another package.
+        held_bytes: per parameter at most: weight, gradient, moments, copies of the weight.
+        temporary_bytes: per parameter at most, for a while during a step.
+        why_not: why it does not take part here.
     """
 
     name: str
     build: Callable[[list[Parameter]], Stepper]
     bytes_per_parameter: int | None
+    held_bytes: int = 20
+    temporary_bytes: int = 0
+    why_not: str | None = None
 
 
 class PlainPrediction:
@@ -123,12 +123,12 @@ class MasterWeights:
         torch._foreach_copy_(self.params, self.masters)
 
 
-def _deepspeed(params: list[Parameter]) -> Stepper:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own affair, but errors in this test run
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
+class Compiled:
+    """A step of torch's AdamW as Inductor compiles it."""
 
-        return DeepSpeedCPUAdam(params, adamw_mode=True, **OPTIONS)
+    def __init__(self, params: list[Parameter]) -> None:
+        optimizer = AdamW(params, foreach=True, **OPTIONS)
+        self.state, self.step = optimizer.state, torch.compile(optimizer.step)
 
 
 class Scaled:
@@ -162,134 +162,40 @@ FP32 = [
     Kind(names.FUSED, _torch(fused=True), STEP_BYTES),
     Kind(names.OURS, _ours(), STEP_BYTES + 4),
     Kind(names.OURS_WITHOUT_BACKUP, _ours(backup=False), STEP_BYTES),
-    Kind(names.PLAIN, PlainPrediction, PlainPrediction.bytes_per_parameter),
-    Kind(names.FOREACH, _torch(foreach=True), None),
+    Kind(names.PLAIN, PlainPrediction, PlainPrediction.bytes_per_parameter, temporary_bytes=12),
 ]
+FOREACH = Kind(names.FOREACH, _torch(foreach=True), None, temporary_bytes=16)
+FOR_LOOP = Kind(names.FOR_LOOP, _torch(foreach=False), None, temporary_bytes=8)
+COMPILED = Kind(names.COMPILED, Compiled, STEP_BYTES, temporary_bytes=4)
 BF16 = [
     Kind(names.FUSED_BF16, MasterWeights, MasterWeights.bytes_per_parameter),
-    Kind(names.OURS, _ours(), 28),
+    Kind(names.OURS, _ours(), STEP_BYTES, held_bytes=16),
 ]
-DEEPSPEED = Kind(names.DEEPSPEED, _deepspeed, STEP_BYTES)
-TRITON = Kind(names.TRITON, _ours(backend="triton"), STEP_BYTES + 4)
-TRITON_WITHOUT_BACKUP = Kind(
-    names.TRITON_WITHOUT_BACKUP, _ours(backend="triton", backup=False), STEP_BYTES
-)
-TRITON_BF16 = Kind(names.TRITON, _ours(backend="triton"), 28)
-SCALED = Kind(names.SCALED, Scaled, STEP_BYTES + 4)
-REPLAYED = Kind(names.REPLAYED, Replayed, STEP_BYTES + 4)
+TRITON = [
+    Kind(names.TRITON, _ours(backend="triton"), STEP_BYTES + 4),
+    Kind(names.TRITON_WITHOUT_BACKUP, _ours(backend="triton", backup=False), STEP_BYTES),
+]
+TRITON_BF16 = [Kind(names.TRITON, _ours(backend="triton"), STEP_BYTES, held_bytes=16)]
+DEVICE_SIDE = [
+    Kind(names.SCALED, Scaled, STEP_BYTES + 4),
+    Kind(names.REPLAYED, Replayed, STEP_BYTES + 4),
+]
 
 
-def left_out(device: torch.device) -> dict[str, str]:
-    """Contestants that do not take part here, and why."""
-    if device.type == "cuda":
-        reason = _why_no_triton()
-        return {} if reason is None else {names.TRITON: reason}
-    return {} if HAS_DEEPSPEED else {names.DEEPSPEED: "deepspeed is not installed"}
-
-
-def _why_no_triton() -> str | None:
-    return wpadamw.backends()["cuda"].get("triton", "there is no such backend")
+def _where_triton_is(kinds: list[Kind]) -> list[Kind]:
+    why_not = wpadamw.backends()["cuda"].get("triton", "there is no such backend")
+    return [kind._replace(why_not=why_not) for kind in kinds]
 
 
 def fp32_kinds(device: torch.device) -> list[Kind]:
     """What is compared over fp32 parameters."""
-    if device.type != "cuda":
-        return [*FP32, DEEPSPEED] if HAS_DEEPSPEED else FP32
-    triton = [TRITON, TRITON_WITHOUT_BACKUP] if _why_no_triton() is None else []
-    return [*FP32, *triton, SCALED, REPLAYED]
+    on_gpu = [*_where_triton_is(TRITON), *DEVICE_SIDE] if device.type == "cuda" else []
+    return [*FP32, FOREACH, *on_gpu]
 
 
 def bf16_kinds(device: torch.device) -> list[Kind]:
     """What is compared over bf16 parameters."""
-    has_triton = device.type == "cuda" and _why_no_triton() is None
-    return [*BF16, TRITON_BF16] if has_triton else BF16
-
-
-class Shape(NamedTuple):
-    """The parameters of a table."""
-
-    sizes: tuple[tuple[int, ...], ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def equal(cls, num_tensors: int, numel: int, dtype: torch.dtype, device: torch.device) -> Shape:
-        """Vectors of one length."""
-        return cls(((numel,),) * num_tensors, dtype, device)
-
-    @property
-    def total(self) -> int:
-        """Parameters in all tensors together."""
-        return sum(map(math.prod, self.sizes))
-
-    def parameters(self) -> list[Parameter]:
-        """Fresh parameters with gradients."""
-        return [self._parameter(size) for size in self.sizes]
-
-    def _parameter(self, size: tuple[int, ...]) -> Parameter:
-        param = Parameter(torch.randn(size, dtype=self.dtype, device=self.device))
-        param.grad = torch.randn_like(param)
-        return param
-
-
-def gpt2_sizes(
-    width: int, num_layers: int, vocabulary: int, context: int
-) -> tuple[tuple[int, ...], ...]:
-    """The parameters of GPT-2 in their order."""
-    norm = ((width,), (width,))
-    attention = (*_linear(width, 3 * width), *_linear(width, width))
-    perceptron = (*_linear(width, 4 * width), *_linear(4 * width, width))
-    layer = (*norm, *attention, *norm, *perceptron)
-    return ((vocabulary, width), (context, width), *layer * num_layers, *norm)
-
-
-def _linear(fan_in: int, fan_out: int) -> tuple[tuple[int, ...], ...]:
-    return ((fan_in, fan_out), (fan_out,))
-
-
-def renew_gradients(params: Iterable[Parameter]) -> None:
-    """Give every parameter a gradient at a new place, as ``zero_grad`` and backward do."""
-    for param in params:
-        param.grad = param.grad.clone()
-
-
-def contestants(kinds: list[Kind], shape: Shape, has_new_gradients: bool) -> list[Contestant]:
-    """Each optimizer over parameters of its own, and the copies that are the roof."""
-    return [*(_contestant(kind, shape, has_new_gradients) for kind in kinds), *_roofs(shape)]
-
-
-def _contestant(kind: Kind, shape: Shape, has_new_gradients: bool) -> Contestant:
-    params = shape.parameters()
-    moved = None if kind.bytes_per_parameter is None else kind.bytes_per_parameter * shape.total
-    renewed = params if has_new_gradients else []
-    return Contestant(kind.name, kind.build(params).step, moved, partial(renew_gradients, renewed))
-
-
-def _roofs(shape: Shape) -> list[Contestant]:
-    """A copy and, since it leaves no cache line to be fetched only to be overwritten, a pass.
-
-    A processor reads the lines that an ordinary copy writes, so a step that writes what it has
-    read can be faster per byte than the copy.
-    """
-    source, target, values = (
-        torch.ones(STEP_BYTES // 2 * shape.total // 4, device=shape.device) for _ in range(3)
-    )
-    moved = 2 * source.numel() * source.element_size()
-    return [
-        Contestant(names.COPY, partial(target.copy_, source), moved),
-        Contestant(names.IN_PLACE, partial(values.mul_, 1.0), moved),
-    ]
-
-
-# At most what a contestant holds per parameter (weight, gradient, two moments, backup), and the
-# largest temporaries of a step (prediction in plain PyTorch, foreach).
-HELD_BYTES, TEMPORARY_BYTES = 20, 16
-
-
-def bytes_needed(kinds: list[Kind], shape: Shape) -> int:
-    """Memory for a race, the three tensors of the roofs included."""
-    roofs = 3 * STEP_BYTES // 2
-    return (HELD_BYTES * len(kinds) + TEMPORARY_BYTES + roofs) * shape.total
+    return [*BF16, *(_where_triton_is(TRITON_BF16) if device.type == "cuda" else [])]
 
 
 # What an optimizer holds.

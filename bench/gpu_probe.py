@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from contestants import Shape, bf16_kinds, fp32_kinds, renew_gradients
+from contestants import bf16_kinds, fp32_kinds
+from entrants import renew_gradients
 from names import FOREACH, PLAIN, REPLAYED
+from shapes import Shape
 from torch.nn import Parameter
 
 import wpadamw
@@ -81,7 +83,7 @@ def profile(device: torch.device, numel: int = LARGE) -> list[str]:
     done = []
     for kinds, dtype in ((fp32_kinds(device), torch.float32), (bf16_kinds(device), torch.bfloat16)):
         for kind in kinds:
-            if kind.name not in NOT_PROFILED:
+            if kind.why_not is None and kind.name not in NOT_PROFILED:
                 optimizer = kind.build(Shape.equal(1, numel, dtype, device).parameters())
                 _profile(optimizer.step, device)
                 done.append(f"{kind.name} over {dtype}")

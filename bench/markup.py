@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
+MAX_REASON_LENGTH = 120
 
 Results = dict[str, Any]
 Cells = Sequence[object]
@@ -15,10 +17,17 @@ Cells = Sequence[object]
 def titled(table: Results, columns: dict[str, tuple[str, str]]) -> str:
     """A table of results under its title."""
     rows = [
-        [name, *(number(row.get(key), spec) for key, spec in columns.values())]
+        [_named(name, row), *(number(row.get(key), spec) for key, spec in columns.values())]
         for name, row in table["rows"].items()
     ]
     return f"**{table['title']}**\n\n{markdown(['', *columns], rows)}"
+
+
+def _named(name: str, row: dict[str, Any]) -> str:
+    """The name of a row, and why it was not measured."""
+    if "why" not in row:
+        return name
+    return f"{name}: {textwrap.shorten(row['why'], MAX_REASON_LENGTH)}".replace("|", "\\|")
 
 
 def markdown(head: Cells, rows: Iterable[Cells]) -> str:
@@ -42,7 +51,9 @@ def caption(results: Results) -> str:
     facts = results["facts"]
     changes = " with uncommitted changes" if facts["dirty"] else ""
     commit = f" at {facts['commit'][:12]}{changes}" if facts["commit"] else ""
-    left_out = "".join(f" Without {peer}: {why}." for peer, why in facts["left_out"].items())
+    left_out = "".join(
+        f" Without {peer}: {why}." for peer, why in facts.get("left_out", {}).items()
+    )
     return (
         f"{machine(facts)}, {_hardware(facts)}, {facts['system']}; "
         f"Python {facts['python']}, torch {facts['torch']}; wpadamw "

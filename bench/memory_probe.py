@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from contestants import Kind, Shape, bf16_kinds, fp32_kinds, storage_bytes
-from measure import rounded
+from contestants import Kind, bf16_kinds, fp32_kinds, storage_bytes
+from entrants import too_large
+from measure import LeftOut, Row, first_line, rounded
+from shapes import Shape
 
 NUM_WARMUP_STEPS = 3
 
@@ -28,12 +30,23 @@ def main() -> None:
         (bf16_kinds(device), torch.bfloat16, "bfloat16"),
     ):
         for kind in kinds:
-            rows[f"{kind.name}, {name}"] = probe(kind, Shape.equal(1, numel, dtype, device))
+            rows[f"{kind.name}, {name}"] = row(kind, Shape.equal(1, numel, dtype, device))
             gc.collect()
     print(json.dumps(rows))
 
 
-def probe(kind: Kind, shape: Shape) -> dict[str, float | None]:
+def row(kind: Kind, shape: Shape) -> Row:
+    """What was found, or why nothing was."""
+    needed = (kind.held_bytes + kind.temporary_bytes) * shape.total
+    try:
+        if why_not := kind.why_not or too_large(needed, shape.device):
+            raise LeftOut(why_not)
+        return probe(kind, shape)
+    except Exception as error:
+        return {"why": first_line(error)}
+
+
+def probe(kind: Kind, shape: Shape) -> Row:
     """Bytes per parameter between steps, and how many more at the worst moment of one."""
     optimizer = kind.build(shape.parameters())
     for _ in range(NUM_WARMUP_STEPS):

@@ -3,6 +3,8 @@
 FUSED = "AdamW(fused=True)"
 FUSED_BF16 = "AdamW(fused=True) on fp32 masters, and casts"
 FOREACH = "AdamW(foreach=True)"
+FOR_LOOP = "AdamW(foreach=False)"
+COMPILED = "AdamW, torch.compile"
 PLAIN = "prediction in plain PyTorch"
 OURS = "WPAdamW"
 OURS_WITHOUT_BACKUP = "WPAdamW(backup=False)"

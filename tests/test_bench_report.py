@@ -90,7 +90,7 @@ def test_speed_shows_targets_beside_what_was_measured():
     )
     assert lines[2].endswith("| ≤ 1.15 | 10.840 | ≤ 1.10 | not measured |")
     assert "| ≥ 0.9 | 0.975 | ≥ 0.92 | not measured |" in lines[5]
-    assert lines[9].endswith("| ≤ 1.0 | not measured | - | not measured |")
+    assert lines[10].endswith("| ≤ 1.0 | not measured | - | not measured |")
 
 
 GPU_FACTS = {
@@ -151,6 +151,16 @@ def test_full_shows_all_timed_tables_and_the_machine():
     assert "Example 9, 4 cores, 16 GiB, 4 threads" in text
     assert "wpadamw 0.1.0 at 0123456789ab, backend cpp; 2030-01-31." in text
     assert "Without DeepSpeedCPUAdam: deepspeed is not installed." in text
+
+
+def test_a_row_that_was_not_measured_shows_why_and_yields_no_figure():
+    changed = json.loads(json.dumps(MEASURED))
+    changed["tables"]["large_fp32"]["rows"][names.FUSED] = {"why": "no a|b " + 40 * "long "}
+    text = speed_tables.full([changed])
+    assert f"| {names.FUSED}: no a\\|b long long" in text
+    assert "[...] | - | - | - | - | - |" in text
+    assert "| ≤ 1.15 | not measured |" in speed_tables.speed([changed])
+    assert roofline.source([changed])[0]["points"] == {names.OURS: [(28, 1084.0)]}
 
 
 def test_caption_tells_of_uncommitted_changes():

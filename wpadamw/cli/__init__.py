@@ -16,6 +16,7 @@ from wpadamw.cli.checks import UsageError
 COMMANDS = {
     "train": "train a small GPT with AdamW and with WPAdamW, side by side",
     "study": "compare AdamW, WPAdamW and relatives on small tasks, several seeds",
+    "bench": "time a step of WPAdamW, of torch's AdamW and of other packages",
     "info": "show versions, and which backend serves which device here",
 }
 

@@ -1,0 +1,1 @@
+"""The benchmarks, as ``python -m wpadamw bench`` finds them. They run as scripts of this folder."""
