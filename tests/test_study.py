@@ -153,15 +153,15 @@ def test_optimizer_that_raises_leaves_its_reason(monkeypatch):
 
 
 def found(**losses):
-    """Trainings by learning rate: lr_2=0.5 is a loss of 0.5 at the rate 2, None a failure."""
+    """A search of two seeds: lr_2=0.5 is a loss of 0.5 at the rate 2, None a failure."""
     return {
-        float(name.removeprefix("lr_")): {
-            "why": None if loss is not None else "diverged",
-            "validation_losses": [9.0, loss],
-            "seconds": 1.0,
-        }
-        for name, loss in losses.items()
+        float(name.removeprefix("lr_")): [ended(8.0), ended(loss)] for name, loss in losses.items()
     }
+
+
+def ended(loss):
+    why = None if loss is not None else "diverged"
+    return {"why": why, "validation_losses": [9.0, loss], "seconds": 1.0}
 
 
 def test_search_widens_until_the_best_lies_inside():
@@ -179,7 +179,7 @@ def test_best_rate_is_that_of_the_smallest_final_loss():
 
 def test_search_keeps_failures_as_none():
     entry = study.search_as_json("gpt", REFERENCE, found(lr_2=None, lr_1=3.0))
-    assert (entry["lr"], entry["losses"], entry["seconds"]) == ([1.0, 2.0], [3.0, None], 2.0)
+    assert (entry["lr"], entry["losses"], entry["seconds"]) == ([1.0, 2.0], [5.5, None], 4.0)
 
 
 # A whole study.

@@ -50,6 +50,7 @@ class Trainee:
         model: trained in place.
         optimizer: over the parameters of the model.
         lr_factor: of the learning rate, from the number of updates made.
+        max_norm: what the norm of the gradients is clipped to.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Trainee:
         model: nn.Module,
         optimizer: Optimizer,
         lr_factor: Callable[[int], float],
+        max_norm: float = math.inf,
     ) -> None:
         self.record = record
         self.model = model
         self.optimizer = optimizer
         self.schedule = LambdaLR(optimizer, lr_factor)
+        self.max_norm = max_norm
 
     def train_step(self, batch: Batch) -> None:
         """Make one update; the time recorded is that of ``optimizer.step()`` alone."""
@@ -71,6 +74,8 @@ class Trainee:
         self.optimizer.zero_grad()
         loss = mean_cross_entropy(self.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.max_norm < math.inf:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.record.step_times_ms.append(timed_step_ms(self.optimizer, loss.device))
         self.schedule.step()
         self.record.train_losses.append(loss.item())

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,14 +30,15 @@ from wpadamw.cli.study_tables import report
 from wpadamw.cli.tasks import TASKS, Scale
 from wpadamw.cli.trainings import Job, Training, rounded, train_all
 
-# The search for a learning rate: a seed of its own, trainings of half the length, steps by two.
-SWEEP_SEED = 1000
+# The search for a learning rate: seeds of its own, trainings of half the length, steps by two.
+SWEEP_SEEDS = (1000, 1001)
 SWEEP_SHARE = 0.5
 LR_FACTOR = 2.0
 MAX_WIDENINGS = 4
 
-# Of a task and an optimizer: trainings by learning rate.
-Searches = dict[tuple[str, str], dict[float, Training]]
+# Of a task and an optimizer: trainings with several seeds by learning rate.
+Search = dict[float, list[Training]]
+Searches = dict[tuple[str, str], Search]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=positive_int,
         metavar="N",
-        default=10,
+        default=8,
         help="trainings of each optimizer with its best learning rate (%(default)s)",
     )
     add(
@@ -120,12 +122,13 @@ class Study:
         wanted = {entry: list(TASKS[entry[0]].learning_rates) for entry in self.entries}
         for _ in range(1 if self.args.quick else 1 + MAX_WIDENINGS):
             jobs = [
-                self._job(*entry, lr, SWEEP_SEED, SWEEP_SHARE)
+                self._job(*entry, lr, seed, SWEEP_SHARE)
                 for entry, lrs in wanted.items()
                 for lr in lrs
+                for seed in SWEEP_SEEDS
             ]
             for job, training in self._train(jobs):
-                searches[job.task, job.optimizer][job.lr] = training
+                searches[job.task, job.optimizer].setdefault(job.lr, []).append(training)
             wanted = {entry: next_rates(found) for entry, found in searches.items()}
         return searches
 
@@ -156,20 +159,22 @@ class Study:
 # Learning rates.
 
 
-def final_loss(training: Training) -> float:
-    """Return the last validation loss, infinity for a training that failed."""
-    return math.inf if training["why"] else float(training["validation_losses"][-1])
+def mean_loss(trainings: Sequence[Training]) -> float:
+    """Return the mean of the last validation losses, infinity if one training failed."""
+    if any(training["why"] for training in trainings):
+        return math.inf
+    return statistics.fmean(training["validation_losses"][-1] for training in trainings)
 
 
-def best_rate(found: dict[float, Training]) -> float:
+def best_rate(found: Search) -> float:
     """Return the learning rate of the smallest loss, the smaller one of two equals."""
-    return min(sorted(found), key=lambda lr: final_loss(found[lr]))
+    return min(sorted(found), key=lambda lr: mean_loss(found[lr]))
 
 
-def next_rates(found: dict[float, Training]) -> list[float]:
+def next_rates(found: Search) -> list[float]:
     """Return where to look next: beyond the best learning rate if that is the last of its side."""
     best = best_rate(found)
-    if final_loss(found[best]) == math.inf:
+    if mean_loss(found[best]) == math.inf:
         return []
     if best == max(found):
         return [best * LR_FACTOR]
@@ -214,13 +219,18 @@ def _left_out(task_names: Iterable[str]) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def search_as_json(task: str, optimizer: str, found: dict[float, Training]) -> dict[str, Any]:
+def search_as_json(task: str, optimizer: str, found: Search) -> dict[str, Any]:
     """Keep of a search its learning rates and losses, None for those that failed."""
     rates = sorted(found)
-    losses = [None if found[lr]["why"] else final_loss(found[lr]) for lr in rates]
-    seconds = sum(training["seconds"] for training in found.values())
-    entry = {"task": task, "optimizer": optimizer, "lr": rates, "losses": losses}
-    return {**entry, "seconds": rounded(seconds)}
+    losses = [mean_loss(found[lr]) for lr in rates]
+    seconds = sum(training["seconds"] for trainings in found.values() for training in trainings)
+    return {
+        "task": task,
+        "optimizer": optimizer,
+        "lr": rates,
+        "losses": [rounded(loss) if loss < math.inf else None for loss in losses],
+        "seconds": rounded(seconds),
+    }
 
 
 def run_as_json(job: Job, training: Training) -> dict[str, Any]:

@@ -12,18 +12,18 @@ from wpadamw.cli.report import format_losses, markdown, standard_error
 Results = dict[str, Any]
 Runs = Sequence[dict[str, Any]]
 
-# A difference counts from here on: with ten seeds chance alone goes as far once in 67 times.
+# A difference counts from here on: with eight seeds chance alone goes as far once in 50 times.
 STANDARD_ERRORS = 3.0
 MIN_SEEDS = 5
 
 LEGEND = (
     "Validation loss (cross-entropy, nats per target) at the true weights; mean ± standard error "
-    "over seeds. Every optimizer runs at the learning rate that was best for it in a search with a "
-    "seed of its own and half the steps. *Minus AdamW* is the difference of final losses seed by "
-    "seed: the same initialisation, the same batches. It is called better or worse where it "
-    f"exceeds {STANDARD_ERRORS:g} standard errors of {MIN_SEEDS} seeds or more. *Steps to AdamW's "
-    "loss*: the first evaluation at which the loss was as low as AdamW's last one with the same "
-    "seed; mean over the seeds that got there."
+    "over seeds. Every optimizer runs at the learning rate that was best for it in a search with "
+    "two other seeds and half the steps; gradients are clipped to a norm of 1. *Minus AdamW* is "
+    "the difference of final losses seed by seed: the same initialisation, the same batches. It is "
+    f"called better or worse where it exceeds {STANDARD_ERRORS:g} standard errors of {MIN_SEEDS} "
+    "seeds or more. *Steps to AdamW's loss*: the first evaluation at which the loss was as low as "
+    "AdamW's last one with the same seed; mean over the seeds that got there."
 )
 FORESIGHT_LEGEND = (
     "*Error*: distance of the predicted weights from those that the next step produced, in lengths "
@@ -168,7 +168,7 @@ def _search(results: Results, task: str) -> str:
     rows = [
         [optimizer, *(_searched(losses, lr) for lr in rates)] for optimizer, losses in found.items()
     ]
-    head = ["loss after half the steps, by lr", *(f"{lr:g}" for lr in rates)]
+    head = ["mean loss after half the steps, by lr", *(f"{lr:g}" for lr in rates)]
     return f"**{results['tasks'][task]}**\n\n{markdown(head, rows)}"
 
 

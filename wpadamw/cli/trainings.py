@@ -24,6 +24,8 @@ from wpadamw.cli.tasks import TASKS, Problem, Scale
 from wpadamw.optimizers import WPAdamW
 
 NUM_EVALUATIONS = 40
+# Without clipping the short trainings of the language models hang on chance at high rates.
+MAX_NORM = 1.0
 GROUPS = ("matrices", "vectors")  # of parameter_groups
 
 Training = dict[str, Any]
@@ -104,8 +106,13 @@ def _start(problem: Problem, job: Job) -> Trainee:
     contender = CONTENDERS[job.optimizer]
     groups = parameter_groups(model, TASKS[job.task].weight_decay)
     optimizer = contender.build(groups, job.lr, job.num_steps)
-    record = Record(job.optimizer, job.seed)
-    return Trainee(record, model, optimizer, lambda step: contender.schedule(step, job.num_steps))
+    return Trainee(
+        Record(job.optimizer, job.seed),
+        model,
+        optimizer,
+        lr_factor=lambda step: contender.schedule(step, job.num_steps),
+        max_norm=MAX_NORM,
+    )
 
 
 def evaluated_steps(num_steps: int) -> list[int]:
