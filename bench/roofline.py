@@ -1,4 +1,4 @@
-"""Time against bytes moved, beside the line of the device copy."""
+"""Time against bytes moved, a point per optimizer, beside the line of the device copy."""
 
 from __future__ import annotations
 
@@ -8,45 +8,52 @@ from typing import Any
 from markup import Results, machine
 from names import COPY, IN_PLACE
 
-MARKERS = "osD^vP*X<>hp"
+TABLES = ("peers_fp32", "large_fp32")  # the first that was measured
+MARKERS = "os^Dvp*X<>hdP8H"
 
 
 def source(all_results: Sequence[Results]) -> list[dict[str, Any]]:
-    """Per machine the points ``[bytes, ms]`` of every contestant whose bytes are known."""
-    return [
-        {"machine": machine(results["facts"]), "points": _points(results)}
-        for results in all_results
-    ]
+    """Per machine the copy and the contestants of a table; None for bytes that are not known."""
+    return [panel for results in all_results if (panel := _panel(results)) is not None]
 
 
-def _points(results: Results) -> dict[str, list[tuple[int, float]]]:
-    points: dict[str, list[tuple[int, float]]] = {}
-    for table in results["tables"].values():
-        for name, row in table["rows"].items():
-            if row.get("bytes_moved") and name != IN_PLACE:
-                points.setdefault(name, []).append((row["bytes_moved"], row["median_ms"]))
-    return {name: sorted(found) for name, found in points.items()}
+def _panel(results: Results) -> dict[str, Any] | None:
+    for table in (results["tables"].get(name, {"rows": {}}) for name in TABLES):
+        points = {
+            name: [row["bytes_moved"], row["median_ms"]]
+            for name, row in table["rows"].items()
+            if "why" not in row and name != IN_PLACE
+        }
+        if COPY in points and len(points) > 1:
+            title = f"{table['title']}\n{machine(results['facts'])}"
+            return {"title": title, "copy": points.pop(COPY), "points": points}
+    return None
 
 
 def draw(source: Sequence[dict[str, Any]]) -> Any:
     """One panel per machine."""
     from matplotlib.figure import Figure  # not pyplot: the caller's settings stay as they are
 
-    figure = Figure(figsize=(8 * len(source), 5.5))
-    for axes, panel in zip(figure.subplots(1, len(source), squeeze=False)[0], source, strict=True):
-        _draw_panel(axes, panel)
+    figure = Figure(figsize=(8 * max(len(source), 1), 5.5))
+    if source:
+        all_axes = figure.subplots(1, len(source), squeeze=False)[0]
+        for axes, panel in zip(all_axes, source, strict=True):
+            _draw_panel(axes, panel)
     figure.tight_layout()
     return figure
 
 
 def _draw_panel(axes: Any, panel: dict[str, Any]) -> None:
-    points = dict(panel["points"])
-    if COPY in points:
-        axes.plot(*zip(*points.pop(COPY), strict=True), color="black", label=COPY)
-    for i, (name, found) in enumerate(points.items()):
-        style = {"marker": MARKERS[i % len(MARKERS)], "color": f"C{i % 10}", "alpha": 0.8}
-        axes.plot(*zip(*found, strict=True), linestyle="none", label=name, **style)
-    axes.set(xscale="log", yscale="log", title=panel["machine"])
-    axes.set(xlabel="bytes moved in a step", ylabel="median time of a step, ms")
-    axes.grid(alpha=0.3)
+    copied, copy_ms = panel["copy"]
+    most = max(moved or copied for moved, _ in panel["points"].values())
+    ends = [copied / 2, 2 * most]
+    axes.plot(ends, [copy_ms * end / copied for end in ends], color="black", label=COPY)
+    for i, (name, (moved, time_ms)) in enumerate(panel["points"].items()):
+        is_known = moved is not None
+        style = {"marker": MARKERS[i % len(MARKERS)], "color": f"C{i % 10}", "linestyle": "none"}
+        style |= {"fillstyle": "full" if is_known else "none", "alpha": 0.8}
+        axes.plot(moved or copied, time_ms, label=name if is_known else f"{name} *", **style)
+    axes.set(xscale="log", yscale="log", title=panel["title"], ylabel="median of a step, ms")
+    axes.set_xlabel("bytes moved in a step (*: not known, drawn at those of a fused AdamW)")
+    axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")

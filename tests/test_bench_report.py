@@ -160,7 +160,6 @@ def test_a_row_that_was_not_measured_shows_why_and_yields_no_figure():
     assert f"| {names.FUSED}: no a\\|b long long" in text
     assert "[...] | - | - | - | - | - |" in text
     assert "| ≤ 1.15 | not measured |" in speed_tables.speed([changed])
-    assert roofline.source([changed])[0]["points"] == {names.OURS: [(28, 1084.0)]}
 
 
 def test_caption_tells_of_uncommitted_changes():
@@ -261,13 +260,10 @@ def test_report_draws_no_plot_that_no_document_shows(project):
 
 def test_check_fails_when_a_plot_is_not_that_of_the_results(project_with_plot, capsys):
     report.main([], project_with_plot)
-    changed = json.loads(json.dumps(MEASURED))
-    changed["tables"]["large_fp32"]["rows"][names.OURS]["median_ms"] += 1
-    plots.save(
-        roofline.draw(roofline.source([changed])),
-        project_with_plot / "docs" / "images" / "roofline.png",
-        roofline.source([changed]),
-    )
+    changed = with_copy(Peer=timed(1.0))
+    results = project_with_plot / "bench" / "results" / "example" / "cpu.json"
+    results.write_text(json.dumps({**MEASURED, "tables": MEASURED["tables"] | changed["tables"]}))
+    capsys.readouterr()
     assert report.main(["--check"], project_with_plot) == 1
     assert "out of date: docs/images/roofline.png" in capsys.readouterr().out
 
@@ -293,12 +289,39 @@ def test_a_file_that_is_no_plot_is_not_current(content, tmp_path):
     assert not plots.is_current(tmp_path / "plot.png", {})
 
 
-def test_roofline_shows_the_contestants_whose_bytes_are_known():
-    (panel,) = roofline.source([MEASURED])
-    assert panel == {
-        "machine": "Example 9, 4 cores",
-        "points": {names.FUSED: [(28, 100.0)], names.OURS: [(28, 1084.0)]},
-    }
+def with_copy(**others):
+    rows = {**MEASURED["tables"]["large_fp32"]["rows"], names.COPY: timed(50.0, 1.0), **others}
+    return {**MEASURED, "tables": {"large_fp32": {"title": "64 parameters", "rows": rows}}}
+
+
+def test_roofline_has_a_point_per_optimizer_that_was_measured():
+    unknown = {**timed(9.0), "bytes_moved": None}
+    results = with_copy(**{"Peer": unknown, "Absent": {"why": "no"}, names.IN_PLACE: timed(1.0)})
+    assert roofline.source([results, MEASURED]) == [
+        {
+            "title": "64 parameters\nExample 9, 4 cores",
+            "copy": [28, 50.0],
+            "points": {names.FUSED: [28, 100.0], names.OURS: [28, 1084.0], "Peer": [None, 9.0]},
+        }
+    ]
+
+
+def test_roofline_shows_the_peers_where_they_were_measured():
+    results = with_copy()
+    rows = {"Peer": timed(9.0), names.COPY: timed(5.0)}
+    results["tables"]["peers_fp32"] = {"title": "peers", "rows": rows}
+    (panel,) = roofline.source([results])
+    assert panel["points"] == {"Peer": [28, 9.0]}
+
+
+def test_roofline_labels_every_point_and_marks_bytes_that_are_not_known():
+    unknown = {**timed(9.0), "bytes_moved": None}
+    figure = roofline.draw(roofline.source([with_copy(Peer=unknown)]))
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [names.COPY, names.FUSED, names.OURS, "Peer *"]
+    copy = axes.lines[0].get_xydata()
+    assert copy[0] == pytest.approx([14, 25])
 
 
 def test_documents_show_the_committed_results():
