@@ -70,7 +70,7 @@ FULL_GPU = FULL._replace(
     peers_rounds=50,
     model_rounds=50,
     huge=2**28,
-    peers_s=20.0,
+    peers_s=15.0,
 )
 QUICK = Scale(
     large=2**16,

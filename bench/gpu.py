@@ -7,6 +7,7 @@ and ninja. What is missing can be carried in a folder that PYTHONPATH names, fil
 
 Left in the folder: ``summary.txt``, ``gpu.json`` (the steps, the tests, the kernels under ncu),
 ``cuda.json`` (the benchmarks; a copy in ``bench/results/MACHINE`` is what report.py shows),
+``report.md`` and ``roofline.png`` (the same to look at; the plot where matplotlib is installed),
 ``tests.xml``, ``ncu.csv`` and ``log.txt``.
 """
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 RESULT_FILES = (
     *("summary.txt", "gpu.json", "cuda.json", "cuda.failed.json"),
-    *("tests.xml", "ncu.csv", "log.txt"),
+    *("report.md", "roofline.png", "tests.xml", "ncu.csv", "log.txt"),
 )
 
 
