@@ -166,7 +166,7 @@ FP32 = [
 ]
 FOREACH = Kind(names.FOREACH, _torch(foreach=True), None, temporary_bytes=16)
 FOR_LOOP = Kind(names.FOR_LOOP, _torch(foreach=False), None, temporary_bytes=8)
-COMPILED = Kind(names.COMPILED, Compiled, STEP_BYTES, temporary_bytes=4)
+COMPILED = Kind(names.COMPILED, Compiled, None, temporary_bytes=16)
 BF16 = [
     Kind(names.FUSED_BF16, MasterWeights, MasterWeights.bytes_per_parameter),
     Kind(names.OURS, _ours(), STEP_BYTES, held_bytes=16),

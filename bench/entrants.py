@@ -148,7 +148,7 @@ def enter(
     """
     roofs = NUM_ROOF_TENSORS * 4 * _roof_numel(shape) * copies
     for i, kind in enumerate(kinds):
-        temporary = max(k.temporary_bytes for k in kinds[: i + 1])
+        temporary = max(k.temporary_bytes for k in kinds[: i + 1]) + 4 * has_new_gradients
         needed = (kind.held_bytes * copies + temporary) * shape.total + roofs
         race.enter(
             kind.name,

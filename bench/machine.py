@@ -147,15 +147,26 @@ def _reclaimable_bytes(folder: Path) -> int:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The last cache before the memory."""
+    """The last level of caches before the memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
-    return _largest_cache(Path("/sys/devices/system/cpu/cpu0/cache")) or UNKNOWN_CACHE_BYTES
+    return _last_level_bytes(Path("/sys/devices/system/cpu")) or UNKNOWN_CACHE_BYTES
 
 
-def _largest_cache(folder: Path) -> int:
-    sizes = [re.fullmatch(r"(\d+)([KM])", _text(p).strip()) for p in folder.glob("index*/size")]
-    return max((int(s[1]) * {"K": 2**10, "M": 2**20}[s[2]] for s in sizes if s), default=0)
+def _last_level_bytes(cpus: Path) -> int:
+    """All caches of the last level together: threads may run beside every one of them."""
+    found = [
+        (int(_text(cache / "level")), _text(cache / "shared_cpu_list"), size)
+        for cache in cpus.glob("cpu[0-9]*/cache/index*")
+        if (size := _size_bytes(_text(cache / "size").strip()))
+    ]
+    last = max((level for level, _, _ in found), default=0)
+    return sum({shared: size for level, shared, size in found if level == last}.values())
+
+
+def _size_bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KM])", text)
+    return int(match[1]) * {"K": 2**10, "M": 2**20}[match[2]] if match else 0
 
 
 def _text(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from contestants import (
     Kind,
     Stepper,
 )
+from measure import LeftOut
 from torch.nn import Parameter
 
 
@@ -46,20 +46,14 @@ class Peer(NamedTuple):
         return Kind(self.name, build, self.bytes_per_parameter, temporary_bytes=16)
 
 
-class NotInstalled(Exception):
-    """The package is not there."""
-
-
 def _build(peer: Peer, params: list[Parameter]) -> Stepper:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # their own affair
-        try:
-            module = importlib.import_module(peer.module)
-        except ModuleNotFoundError as error:
-            if error.name != peer.module.partition(".")[0]:
-                raise
-            raise NotInstalled(f"{peer.package} is not installed") from None
-        return peer.build(module, params)
+    try:
+        module = importlib.import_module(peer.module)
+    except ModuleNotFoundError as error:
+        if error.name != peer.module.partition(".")[0]:
+            raise
+        raise LeftOut(f"{peer.package} is not installed") from None
+    return peer.build(module, params)
 
 
 def _schedule_free(module: Any, params: list[Parameter]) -> Stepper:
@@ -78,6 +72,12 @@ DEEPSPEED = Peer(
 HEAVYBALL = Peer(
     "AdamW (heavyball)", "heavyball", "heavyball", lambda m, params: m.AdamW(params, **OPTIONS)
 )
+TORCHAO = Peer(
+    "AdamW8bit (torchao)",
+    "torchao",
+    "torchao.optim",
+    lambda module, params: module.AdamW8bit(params, **OPTIONS),
+)
 PEERS = [
     DEEPSPEED,
     HEAVYBALL,
@@ -95,12 +95,7 @@ PEERS = [
         "bitsandbytes.optim",
         lambda module, params: module.AdamW8bit(params, **OPTIONS),
     ),
-    Peer(
-        "AdamW8bit (torchao)",
-        "torchao",
-        "torchao.optim",
-        lambda module, params: module.AdamW8bit(params, **OPTIONS),
-    ),
+    TORCHAO,
     Peer(
         "FlashAdamW",
         "flashoptim",
@@ -110,7 +105,7 @@ PEERS = [
 ]
 # These take a graph of all tensors together to Inductor: minutes for a thousand.
 COMPILED_AS_A_WHOLE = (names.COMPILED, HEAVYBALL.name)
-COMPILED_AT_ALL = (*COMPILED_AS_A_WHOLE, "AdamW8bit (torchao)")
+COMPILED_AT_ALL = (*COMPILED_AS_A_WHOLE, TORCHAO.name)
 
 
 def kinds(without: tuple[str, ...] = (), reason: str | None = None) -> list[Kind]:

@@ -213,12 +213,17 @@ def test_available_memory_is_read_where_linux_tells(tmp_path):
     assert machine._available_bytes(tmp_path / "missing") is None
 
 
-def test_the_last_cache_is_the_largest(tmp_path):
-    for index, size in enumerate(("32K", "1024K", "32M")):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
-    assert machine._largest_cache(tmp_path) == 32 * 2**20
-    assert machine._largest_cache(tmp_path / "missing") == 0
+def test_all_caches_of_the_last_level_count_once(tmp_path):
+    for cpu, index, level, size, shared in (
+        *((0, 0, 1, "32K", "0"), (0, 3, 3, "32768K", "0-1"), (1, 3, 3, "32768K", "0-1")),
+        *((2, 0, 1, "64M", "2"), (2, 3, 3, "16M", "2-3"), (3, 3, 3, "", "2-3")),
+    ):
+        cache = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
+        cache.mkdir(parents=True)
+        for name, text in (("level", level), ("size", size), ("shared_cpu_list", shared)):
+            (cache / name).write_text(f"{text}\n")
+    assert machine._last_level_bytes(tmp_path) == (32 + 16) * 2**20
+    assert machine._last_level_bytes(tmp_path / "missing") == 0
 
 
 @pytest.mark.parametrize(
