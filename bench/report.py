@@ -21,6 +21,8 @@ import speed_tables
 from markup import Results
 from training_table import training
 
+from wpadamw.cli import study_plots, study_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 
@@ -44,15 +46,21 @@ class Plot(NamedTuple):
     files: Sequence[str]
 
 
-MEASURED, TRAINED = ("cpu.json", "cuda.json"), ("train.json",)
+MEASURED, TRAINED, STUDIED = ("cpu.json", "cuda.json"), ("train.json",), ("study.json",)
 TABLES = {
     "speed": Table(speed_tables.speed, MEASURED),
     "full": Table(speed_tables.full, MEASURED),
     "memory": Table(speed_tables.memory, MEASURED),
     "training": Table(training, TRAINED),
+    "study": Table(study_tables.summary, STUDIED),
+    "study-details": Table(study_tables.details, STUDIED),
+    "study-searches": Table(study_tables.searches, STUDIED),
+    "study-foresight": Table(study_tables.foresight, STUDIED),
+    "study-norms": Table(study_tables.norm_ratios, STUDIED),
 }
 PLOTS = {
     "roofline.png": Plot(roofline.draw, roofline.source, MEASURED),
+    **{name: Plot(plot.draw, plot.source, STUDIED) for name, plot in study_plots.PLOTS.items()},
 }
 BLOCK = re.compile(r"<!-- bench:begin (\S+) -->\n.*?<!-- bench:end \1 -->", re.DOTALL)
 MARKER = re.compile(r"<!-- bench:(?:begin|end) \S+ -->")

@@ -7,11 +7,12 @@ import json
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +166,7 @@ def _train_missing(
     jobs: Sequence[Job], folder: Path, num_workers: int
 ) -> Iterator[tuple[Job, Training]]:
     # Fresh interpreters: a forked one may hang in the threads of its parent.
-    pool = ProcessPoolExecutor(
-        num_workers, get_context("spawn"), torch.set_num_threads, initargs=(1,)
-    )
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _prepare_worker)
     try:
         pending = {pool.submit(train, job): job for job in jobs}
         for done in as_completed(pending):
@@ -176,6 +175,19 @@ def _train_missing(
             yield pending[done], training
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Workers of a pool would wait for jobs for ever after their parent was killed."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _path(job: Job, folder: Path) -> Path:
