@@ -41,12 +41,14 @@ def test_task_has_fixed_validation_and_batches_that_follow_their_seed(name):
 
 def test_signals_hold_the_bump_of_their_class():
     bumps = torch.zeros(tasks.NUM_CLASSES, tasks.BUMP_LENGTH)
-    bumps[3] = 100.0
+    bumps[3, 0] = 100.0
     signals, labels = tasks.draw_signals(bumps, 200, torch.Generator().manual_seed(0))
     assert signals.shape == (200, tasks.SIGNAL_LENGTH)
     high = signals.abs().amax(dim=1) > 10
     assert torch.equal(high, labels == 3)
     assert 0 < high.sum() < 60
+    peaks = signals[high].abs().argmax(dim=1)
+    assert peaks.unique().numel() > 5
 
 
 def test_language_model_has_about_ten_million_parameters_on_a_gpu():

@@ -141,6 +141,18 @@ def test_curves_hold_means_errors_and_paired_differences(results):
     assert better["error"][-1] == pytest.approx(0.0007, abs=1e-4)
 
 
+def test_failed_trainings_are_not_drawn(results):
+    results["runs"][1] |= {"why": "diverged before step 20", "validation_losses": [4.0]}
+    (panel,) = study_plots.curves([results])
+    assert panel["losses"]["Better"]["mean"][-1] == pytest.approx(0.925)
+
+
+def test_plots_draw_nothing_where_all_failed():
+    failed = study(run("AdamW", 0, [], why="diverged before step 2"))
+    for plot in study_plots.PLOTS.values():
+        assert plot.draw(plot.source([failed])).axes
+
+
 def test_plots_draw_several_machines_and_optimizers_without_prediction(results):
     for plot in study_plots.PLOTS.values():
         assert plot.draw(plot.source([results, results])).axes
