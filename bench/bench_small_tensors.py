@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from contestants import fp32_kinds
-from entrants import optimizer
-from measure import Race, Row, host_time_ms, rounded
+from entrants import optimizer, renew_gradients
+from measure import Contestant, Race, Row, host_time_ms, rounded, table_rows
+from names import OURS
 from shapes import Shape
+from torch.nn import Parameter
 
 
 @pytest.mark.parametrize("gradients", ["new", "kept"])
@@ -26,6 +29,52 @@ def bench_many_tensors(race, scale, device, gradients):
         scale.many_rounds,
         has_new_gradients=gradients == "new",
     )
+
+
+def bench_many_parts(benchmark, hold, scale, device):
+    """What any optimizer has to ask and do, in the state in which a step finds it."""
+    many = Shape.equal(scale.num_tensors, scale.tensor, torch.float32, device)
+    one = Shape.equal(1, many.total, torch.float32, device)
+    (ours,) = (kind for kind in fp32_kinds(device) if kind.name == OURS)
+    race = Race(host_time_ms)
+    for name, shape in ((OURS, many), ("its memory pass: as many elements in one tensor", one)):
+        race.enter(name, partial(optimizer, ours, shape, has_new_gradients=True))
+    for name, look in PARTS.items():
+        race.enter(name, partial(_looker, look, many))
+    benchmark.group = "many_parts"
+    hold(race, scale.many_rounds)
+    rows = table_rows(race, reference=OURS, roof=OURS)
+    title = f"Parts of a step over {scale.num_tensors:,} tensors with new gradients"
+    benchmark.extra_info |= {"table": "many_parts", "title": title, "rows": rows}
+
+
+def _looker(look: Callable[[list[Parameter]], object], shape: Shape) -> Contestant:
+    params = shape.parameters()
+    return Contestant(partial(look, params), prepare=partial(renew_gradients, params))
+
+
+def _find(params: list[Parameter]) -> None:
+    for param in params:
+        param.data_ptr(), param.grad.data_ptr()
+
+
+def _check(params: list[Parameter]) -> None:
+    for param in params:
+        grad = param.grad
+        _ = grad.dtype, grad.layout, grad.device, grad.shape, grad.is_contiguous(), grad.is_neg()
+
+
+def _version(params: list[Parameter]) -> None:
+    for param in params:
+        _ = param._version
+    torch.autograd.graph.increment_version(params)
+
+
+PARTS = {
+    "addresses of parameters and gradients": _find,
+    "dtype, layout, device, shape, strides of gradients": _check,
+    "version counters of parameters, read and raised": _version,
+}
 
 
 def bench_host_cost(benchmark, hold, scale, device):

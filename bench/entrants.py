@@ -71,16 +71,32 @@ class Rotation:
 
 
 class Trained:
-    """Parameters with gradients, and their optimizer."""
+    """Parameters with gradients, and their optimizer.
 
-    def __init__(self, kind: Kind, shape: Shape, has_new_gradients: bool) -> None:
+    Args:
+        kind: of the optimizer.
+        shape: of the parameters.
+        has_new_gradients: in each step, as after ``zero_grad``.
+        is_warm: a step is made just before the one that is timed.
+    """
+
+    def __init__(
+        self, kind: Kind, shape: Shape, has_new_gradients: bool = False, is_warm: bool = False
+    ) -> None:
         self.params = shape.parameters()
         self.grads = [param.grad for param in self.params]
-        self.has_new_gradients = has_new_gradients
+        self.has_new_gradients, self.is_warm = has_new_gradients, is_warm
         self.step = kind.build(self.params).step
 
     def prepare(self) -> None:
-        """Put the gradients there: some optimizers drop them after a step."""
+        """Get ready for the step that is timed."""
+        self._put_gradients()
+        if self.is_warm:
+            self.step()
+            self._put_gradients()
+
+    def _put_gradients(self) -> None:
+        # Some optimizers drop them after a step.
         for param, grad in zip(self.params, self.grads, strict=True):
             param.grad = grad
         if self.has_new_gradients:
@@ -133,8 +149,8 @@ def enter(
     shape: Shape,
     *,
     copies: int = 1,
-    has_new_gradients: bool = False,
     deadline: float = math.inf,
+    **options: bool,
 ) -> None:
     """Let the kinds that can be there, and the roofs, into a race; it notes why others are not.
 
@@ -143,16 +159,17 @@ def enter(
         kinds: of optimizers; what is in short supply the first ones get.
         shape: of the parameters.
         copies: of the inputs.
-        has_new_gradients: in each step, as after ``zero_grad``.
         deadline: of ``time.monotonic``, after which no optimizer is built any more.
+        options: of `Trained`.
     """
     roofs = NUM_ROOF_TENSORS * 4 * _roof_numel(shape) * copies
     for i, kind in enumerate(kinds):
-        temporary = max(k.temporary_bytes for k in kinds[: i + 1]) + 4 * has_new_gradients
+        temporary = max(k.temporary_bytes for k in kinds[: i + 1])
+        temporary += 4 * options.get("has_new_gradients", False)
         needed = (kind.held_bytes * copies + temporary) * shape.total + roofs
         race.enter(
             kind.name,
-            partial(optimizer, kind, shape, copies, has_new_gradients),
+            partial(optimizer, kind, shape, copies, **options),
             num_copies=copies,
             why_not=kind.why_not or _late(deadline) or too_large(needed, shape.device),
         )
@@ -161,12 +178,10 @@ def enter(
         race.enter(name, partial(_roof, build, shape, copies), num_copies=copies, why_not=no_room)
 
 
-def optimizer(
-    kind: Kind, shape: Shape, copies: int = 1, has_new_gradients: bool = False
-) -> Contestant:
+def optimizer(kind: Kind, shape: Shape, copies: int = 1, **options: bool) -> Contestant:
     """An optimizer that steps on copies of its inputs in turn."""
     moved = None if kind.bytes_per_parameter is None else kind.bytes_per_parameter * shape.total
-    inputs = Rotation(Trained(kind, shape, has_new_gradients) for _ in range(copies))
+    inputs = Rotation(Trained(kind, shape, **options) for _ in range(copies))
     return Contestant(inputs.run, moved, inputs.prepare)
 
 

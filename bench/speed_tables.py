@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,12 +29,23 @@ class Figure(NamedTuple):
             value = row.get("share_of_copy")
         else:
             value = _over(row.get("median_ms"), rows.get(self.over, {}).get("median_ms"))
-        return NOT_MEASURED if value is None else number(value, ".3f")
+        return NOT_MEASURED if value is None else self._judged(value, results)
+
+    def _judged(self, value: float, results: Results) -> str:
+        """The number, in bold where it misses its target."""
+        is_gpu = results["facts"]["device"] == "cuda"
+        relation, _, target = (self.gpu_target if is_gpu else self.cpu_target).partition(" ")
+        text = number(value, ".3f")
+        if not target:
+            return text
+        return text if REACHES[relation](float(text), float(target)) else f"**{text}**"
 
 
 def _over(time_ms: float | None, reference_ms: float | None) -> float | None:
     return None if time_ms is None or reference_ms is None else time_ms / reference_ms
 
+
+REACHES = {"≤": operator.le, "<": operator.lt, "≥": operator.ge}
 
 # fmt: off
 FIGURES = [
@@ -97,7 +109,8 @@ def speed(all_results: Sequence[Results]) -> str:
         ]
         for figure in FIGURES
     ]
-    return "\n\n".join([markdown(head, rows), *map(caption, all_results)])
+    note = "Ratios of times, below 1 where the step is faster. Bold: the target is missed."
+    return "\n\n".join([markdown(head, rows), note, *map(caption, all_results)])
 
 
 def _columns(all_results: Sequence[Results], default: str) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from markup import Results, markdown
+
+from wpadamw.cli.report import format_losses
 
 
 def training(all_results: Sequence[Results]) -> str:
@@ -37,14 +38,7 @@ def _quarters(results: Results) -> list[int]:
 
 
 def _mean_losses(seeds: Sequence[Sequence[float]], spec: str) -> list[str]:
-    return [_mean_loss(values, spec) for values in zip(*seeds, strict=True)]
-
-
-def _mean_loss(values: Sequence[float], spec: str) -> str:
-    mean = format(statistics.fmean(values), spec)
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.4f}"
+    return [format_losses(values, spec) for values in zip(*seeds, strict=True)]
 
 
 def _training_caption(results: Results) -> str:

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 TABLES = (
     *("large_fp32", "large_bf16", "huge_fp32", "small_fp32", "small_fp32_rotated"),
     *("model_fp32", "model_bf16", "vit_fp32", "llama_bf16", "peers_fp32", "peers_many"),
-    *("many_new", "many_kept", "host", "memory"),
+    *("many_new", "many_kept", "many_parts", "host", "memory"),
 )
 
 
@@ -95,6 +95,13 @@ def test_quick_run_times_every_contestant(quick_results, name):
         if row["bytes_moved"] is not None:
             speed = row["bytes_moved"] / row["median_ms"] / 1e6
             assert row["gb_per_s"] == pytest.approx(speed, rel=2e-3)
+
+
+def test_quick_run_times_the_parts_of_a_step(quick_results):
+    rows = quick_results["tables"]["many_parts"]["rows"]
+    assert next(iter(rows)) == names.OURS
+    assert len(rows) == 5
+    assert all(row["n"] == 3 and row["median_ms"] > 0 for row in rows.values())
 
 
 def test_quick_run_counts_bytes_of_state_and_peak(quick_results):

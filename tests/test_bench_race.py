@@ -158,6 +158,18 @@ def test_a_peer_that_drops_gradients_gets_them_back(peer):
     assert params[0].grad is not None
 
 
+@pytest.mark.parametrize(("is_warm", "num_steps"), [(False, 0), (True, 1)])
+def test_a_warm_step_follows_another_one_that_is_not_timed(is_warm, num_steps):
+    shape = shapes.Shape.equal(1, 8, torch.float32, torch.device("cpu"))
+    trained = entrants.Trained(contestants.FP32[0], shape, has_new_gradients=True, is_warm=is_warm)
+    (param,) = trained.params
+    before = param.grad.data_ptr()
+    trained.prepare()
+    optimizer = trained.step.__self__
+    assert optimizer.state[param].get("step", 0) == num_steps
+    assert param.grad.data_ptr() != before
+
+
 def test_what_does_not_fit_into_memory_is_a_row_with_the_reason(monkeypatch):
     free = contestants.FP32[0].held_bytes * 2000 + 3 * 14 * 2000
     monkeypatch.setattr(machine, "free_bytes", lambda device: free)
