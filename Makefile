@@ -8,7 +8,7 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 TORCH := torch==2.13.0
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: train test lint bench gpu clean
+.PHONY: train test lint bench study gpu clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m wpadamw train $(ARGS)
@@ -24,6 +24,9 @@ lint: $(INSTALLED)
 bench: $(INSTALLED_BENCH)
 	$(BIN)/python bench/run.py $(ARGS)
 	$(BIN)/python bench/report.py
+
+study: $(INSTALLED)
+	$(BIN)/python -m wpadamw study --out $(or $(OUT),runs/study) $(ARGS)
 
 gpu: PYTHON = python3
 gpu:
