@@ -94,8 +94,10 @@ def read_tables(record: Path) -> dict[str, Any]:
 
 
 def show(results: markup.Results) -> str:
-    """All tables."""
-    makers = (speed_tables.speed, speed_tables.full, speed_tables.memory)
+    """All tables; the figures with targets are not those of --quick's sizes."""
+    makers = [speed_tables.full, speed_tables.memory]
+    if not results["quick"]:
+        makers.insert(0, speed_tables.speed)
     return "\n\n".join(filter(None, (make([results]) for make in makers)))
 
 

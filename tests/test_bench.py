@@ -55,6 +55,7 @@ def test_bench_prints_and_writes_tables_and_draws_the_roofline(quick_run, quick_
     done, out = quick_run
     assert {path.name for path in out.iterdir()} == {"cpu.json", "report.md", "roofline.png"}
     page = (out / "report.md").read_text()
+    assert "CPU target" not in page  # those are for other sizes
     assert "(roofline.png)" in page
     for table in quick_results["tables"].values():
         assert f"**{table['title']}**" in page
