@@ -79,13 +79,18 @@ def run(args: argparse.Namespace) -> int:
         "searches": [search_as_json(*entry, found) for entry, found in searches.items()],
         "runs": runs,
     }
+    write(results, out)
+    return 0
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    """Write results, tables and plots; print the tables."""
     (out / "study.json").write_text(json.dumps(results) + "\n")
     text = report(results)
     (out / "study.md").write_text(text + "\n", encoding="utf-8")
     for name, plot in PLOTS.items():
         plot.draw(plot.source([results])).savefig(out / name)
     print(f"{text}\n\nwritten: {out}/study.json, study.md, {', '.join(PLOTS)}")
-    return 0
 
 
 class Study:
