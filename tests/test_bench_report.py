@@ -205,8 +205,10 @@ def test_report_writes_between_markers_and_check_then_passes(project, capsys):
 def test_check_fails_when_a_number_was_edited(project):
     report.main([], project)
     page = project / "docs" / "measured.md"
-    page.write_text(page.read_text().replace("1,084", "0,984"))
+    edited = page.read_text().replace("1,084", "0,984")
+    page.write_text(edited)
     assert report.main(["--check"], project) == 1
+    assert page.read_text() == edited
 
 
 def test_check_fails_without_results(project, capsys):
