@@ -53,7 +53,7 @@ def test_summary_says_better_and_worse_only_where_the_seeds_tell(results):
     assert line(text, "Worse")[1] == "+0.1000 ± 0.0007, **worse**"
     assert line(text, "Same")[1] == "+0.0000 ± 0.0007"
     assert "| AdamW |" not in text
-    assert "10 minutes of processor time" in text
+    assert "10 minutes of training" in text
 
 
 def test_verdict_needs_enough_seeds():

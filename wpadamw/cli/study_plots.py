@@ -123,6 +123,8 @@ def draw_curves(source: Source) -> Any:
         _draw_lines(above, panel["losses"])
         _draw_lines(below, panel["differences"])
         above.set(title=panel["title"], yscale="log", ylabel="validation loss")
+        for set_formatter in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
+            set_formatter("{x:.3g}")  # not as powers of ten
         limit = _end_limit(panel["differences"].values())
         below.set(xlabel="step", ylabel="minus AdamW's", ylim=(-limit, limit))
     _explain(rows[0][0])

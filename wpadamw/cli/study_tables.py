@@ -90,7 +90,7 @@ def caption(results: Results) -> str:
     minutes += sum(search["seconds"] for search in results["searches"]) / 60
     return (
         f"{results['seeds']} seeds; on {results['device']}, one thread per training, "
-        f"{minutes:.0f} minutes of processor time in all; "
+        f"{minutes:.0f} minutes of training in all; "
         f"Python {results['python']}, torch {results['torch']}, wpadamw {results['wpadamw']}."
     )
 
