@@ -45,5 +45,4 @@ def bench_small_fp32(race, scale, device, is_rotated):
         scale.small_rounds,
         is_rotated=is_rotated,
         is_warm=not is_rotated,
-        has_new_gradients=True,
     )
