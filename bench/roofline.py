@@ -34,12 +34,11 @@ def draw(source: Sequence[dict[str, Any]]) -> Any:
     """One panel per machine."""
     from matplotlib.figure import Figure  # not pyplot: the caller's settings stay as they are
 
-    figure = Figure(figsize=(8 * max(len(source), 1), 5.5))
+    figure = Figure(figsize=(10 * max(len(source), 1), 5.5), layout="constrained")
     if source:
         all_axes = figure.subplots(1, len(source), squeeze=False)[0]
         for axes, panel in zip(all_axes, source, strict=True):
             _draw_panel(axes, panel)
-    figure.tight_layout()
     return figure
 
 
@@ -56,4 +55,4 @@ def _draw_panel(axes: Any, panel: dict[str, Any]) -> None:
     axes.set(xscale="log", yscale="log", title=panel["title"], ylabel="median of a step, ms")
     axes.set_xlabel("bytes moved in a step (*: not known, drawn at those of a fused AdamW)")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
