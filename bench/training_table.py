@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from markup import Results, markdown
 
 from wpadamw.cli.report import format_losses
+from wpadamw.cli.study_tables import quarters
 
 
 def training(all_results: Sequence[Results]) -> str:
@@ -15,7 +16,7 @@ def training(all_results: Sequence[Results]) -> str:
 
 
 def _training_table(results: Results) -> str:
-    steps = _quarters(results)
+    steps = quarters(results["runs"], parts=(1, 2, 3, 4))
     losses: dict[str, list[list[float]]] = {}
     for run in results["runs"]:
         at = dict(zip(run["evaluated_steps"], run["validation_losses"], strict=True))
@@ -28,13 +29,6 @@ def _training_table(results: Results) -> str:
     rows.append(["difference, seed by seed", *_mean_losses(differences, "+.4f")])
     head = ["validation loss, nats per byte", *(f"step {step:,}" for step in steps)]
     return f"{markdown(head, rows)}\n\n{_training_caption(results)}"
-
-
-def _quarters(results: Results) -> list[int]:
-    """The steps at which a quarter, half, three quarters and all of the training was done."""
-    evaluated = results["runs"][0]["evaluated_steps"]
-    wanted = [evaluated[-1] * part / 4 for part in (1, 2, 3, 4)]
-    return sorted({next(step for step in evaluated if step >= want) for want in wanted})
 
 
 def _mean_losses(seeds: Sequence[Sequence[float]], spec: str) -> list[str]:

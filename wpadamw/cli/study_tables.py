@@ -145,10 +145,10 @@ def loss_at(run: dict[str, Any], step: int) -> float:
     return float(run["validation_losses"][run["evaluated_steps"].index(step)])
 
 
-def quarters(runs: Runs) -> list[int]:
-    """Return the evaluated steps that end a quarter, half and all of the training."""
+def quarters(runs: Runs, parts: Sequence[int] = (1, 2, 4)) -> list[int]:
+    """Return the evaluated steps that end so many quarters of the training."""
     evaluated = runs[0]["evaluated_steps"] if runs else []
-    wanted = (evaluated[-1] * part / 4 for part in (1, 2, 4)) if runs else ()
+    wanted = [evaluated[-1] * part / 4 for part in parts] if runs else []
     return sorted({next(step for step in evaluated if step >= want) for want in wanted})
 
 
