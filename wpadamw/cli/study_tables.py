@@ -79,9 +79,16 @@ def verdict(differences: Sequence[float]) -> str:
 
 def paired_differences(results: Results, task: str, optimizer: str) -> list[float]:
     """Return final losses minus the reference's, seed by seed."""
-    ours, theirs = (runs_of(results, task, name) for name in (optimizer, results["reference"]))
-    last = {run["seed"]: run["validation_losses"][-1] for run in theirs}
-    return [run["validation_losses"][-1] - last[run["seed"]] for run in ours if run["seed"] in last]
+    runs, goals = runs_of(results, task, optimizer), _reference_losses(results, task)
+    return [
+        run["validation_losses"][-1] - goals[run["seed"]] for run in runs if run["seed"] in goals
+    ]
+
+
+def _reference_losses(results: Results, task: str) -> dict[int, float]:
+    """The reference's final losses by seed."""
+    runs = runs_of(results, task, results["reference"])
+    return {run["seed"]: run["validation_losses"][-1] for run in runs}
 
 
 def caption(results: Results) -> str:
@@ -124,10 +131,7 @@ def _detail_row(results: Results, task: str, optimizer: str, steps: Sequence[int
 
 
 def _steps_to_reference(results: Results, task: str, runs: Runs) -> str:
-    goals = {
-        run["seed"]: run["validation_losses"][-1]
-        for run in runs_of(results, task, results["reference"])
-    }
+    goals = _reference_losses(results, task)
     steps = [first_step_at(run, goals[run["seed"]]) for run in runs if run["seed"] in goals]
     reached = [step for step in steps if step is not None]
     mean = f"{statistics.fmean(reached):,.0f}, " if reached else ""
