@@ -169,7 +169,7 @@ def test_advance_equals_the_specification(operation, made, found_inf, on_cpu):
     )
     kernels = triton.Kernels(helpers.bucket_of(torch.zeros(3)))
     kernels.advance(got, operation)
-    torch_columns.advance(want, operation)
+    torch_columns.advance(want, operation, torch.zeros((), dtype=torch.int64))
     for name in ("steps", "predictions", "options", "has_grad"):
         assert torch.equal(getattr(got, name), getattr(want, name)), name
     assert torch.equal(got.rows.index, want.rows.index)

@@ -1,6 +1,11 @@
 """Buckets: parameters of one group that one kernel call serves, their state in flat buffers.
 
-Owns addresses, flat state and the caches over them. Knows nothing of modes, closures or files.
+Owns addresses, flat state, what the parameters hold, and the caches over them. Knows nothing of
+closures or files.
+
+An exception may arrive after any line (Ctrl-C raises KeyboardInterrupt wherever it finds the
+program). So an operation is noted before the kernel writes, and settled afterwards, at once or before
+anything else is done with the bucket: what has been written is found out from the kernels' own count.
 """
 
 from __future__ import annotations
@@ -8,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,18 +20,25 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw._backends.interface import Backend, BucketTensors, Gradients
-from wpadamw.columns import Columns, StepOptions
-from wpadamw.compat import increment_version
+from wpadamw._backends.interface import (
+    NO_ROWS,
+    Backend,
+    BucketTensors,
+    Completed,
+    Gradients,
+)
+from wpadamw.checks import why_no_memory
+from wpadamw.columns import Columns, Numbers, StepOptions
+from wpadamw.compat import clear_autocast_cache, increment_version
 from wpadamw.device_columns import DeviceColumns
+from wpadamw.gradients import GradientReader
 from wpadamw.rules import AdamW
-from wpadamw.scalars import Prediction
+from wpadamw.scalars import Mode, Prediction
+from wpadamw.tensors import layouts
 
 # Each parameter starts at a multiple of this many elements of the flat buffers: whole cache lines
 # and whole 16-byte accesses for every dtype.
 PADDING = 64
-
-SPARSE_GRADIENT = "Adam does not support sparse gradients, please consider SparseAdam instead"
 
 # Every name that this package may put into the state of a parameter.
 OWN_NAMES = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight", "prediction"}
@@ -59,31 +70,20 @@ def _check_shape(name: str, found: Tensor, expected: Tensor) -> None:
         )
 
 
-def _reference(grad: Tensor | None) -> Callable[[], Tensor | None]:
-    return weakref.ref(grad) if grad is not None else _no_gradient
-
-
-def _no_gradient() -> None:
-    return None
-
-
-def _addresses(tensors: list[Tensor | None]) -> list[int]:
-    try:
-        return list(map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
-    except TypeError:  # at None
-        return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
 def _is_part(tensor: Tensor) -> bool:
     """Whether others may share the tensor's memory, and so its version counter."""
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 
-class StepGradients(NamedTuple):
-    """The gradients of one bucket in one step."""
+class _Write(NamedTuple):
+    """An operation that has been begun, and what is so when it has been done."""
 
-    by_dtype: list[Gradients]
-    has_grad: list[bool] | None  # per parameter; None: all have one
+    completed: Completed  # the kernels' counts before
+    advanced: int
+    numbers: Numbers | None
+    held: list[bool]
+    where: list[bool] | None  # parameters that it writes (None: all)
+    resume: Callable[[], None] | None = None  # does the rest, if counts have been advanced
 
 
 class Bucket:
@@ -96,6 +96,8 @@ class Bucket:
         backend: whose kernels to use.
         states: per parameter the state so far, {} at its first gradient. Its tensors are copied
             into the flat buffers and replaced by views of them.
+        held: which parameters hold predictions.
+        former_dtypes: those that the parameters have had since the last own write.
         counts_on_device: keep counts, records and scalars there, so that the host never waits for
             them and CUDA graphs can capture a step.
     """
@@ -107,6 +109,8 @@ class Bucket:
         has_backup: bool,
         backend: Backend,
         states: list[StateDict],
+        held: list[bool],
+        former_dtypes: set[torch.dtype],
         counts_on_device: bool = False,
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
@@ -114,18 +118,21 @@ class Bucket:
         self.has_dtensors = any(map(operator.is_not, self.locals, params))
         self.staged: dict[int, Tensor] = {}
         dense = [self._dense(i) for i in range(len(params))]
-        self.param_addresses = self._addresses()
-        self.real_dtype = layout.REAL_DTYPE[params[0].dtype]
-        self.has_empty = not all(tensor.numel() for tensor in dense)
-        self.contiguous_shapes = [t.shape if t.is_contiguous() else None for t in dense]
+        self.layouts = layouts(self.locals)
+        self.dtype = params[0].dtype  # they may be cast later, and are found to be then
+        self.real_dtype = layout.REAL_DTYPE[self.dtype]
         self.tensors = self._allocate(dense)
+        self.gradients = GradientReader(params, dense)
         self.kernels = backend.Kernels(self.tensors)
         self.counts_on_device = counts_on_device
+        self.uniform: dict[Mode, list[bool]] = {
+            "true": [False] * len(params),
+            "predicted": [True] * len(params),
+        }
+        self.held, self.former_dtypes = held, former_dtypes
+        self.begun: _Write | None = None
+        self.versions: list[int] | None = None
         self._absorb()
-        self.grad_refs: list[Callable[[], Tensor | None]] = []
-        self.grad_addresses: list[int] = []
-        self.has_grad: list[bool] = []
-        self.grad_dtypes: set[torch.dtype] = set()
         self.own_versions()
         # Where nobody else raises the counters they need not be read again after a write.
         self.knows_versions = not self.kernels.raise_versions and not any(
@@ -136,13 +143,9 @@ class Bucket:
 
     def _dense(self, i: int) -> Tensor:
         """The memory that kernels read and write for parameter i."""
-        local = self.locals[i].detach()
-        if local.is_conj() or local.is_neg() or layout.overlaps(local):
-            raise RuntimeError(
-                f"params[{i}] must own one number per element, got a conjugate, negative or "
-                f"expanded view of shape {tuple(local.shape)} and strides {local.stride()}"
-            )
-        real = layout.as_real(local)
+        if (reason := why_no_memory(self.params[i])) is not None:
+            raise RuntimeError(f"params[{i}] {reason}")
+        real = layout.as_real(self.locals[i].detach())
         if layout.is_dense(real):
             return real
         # A view with gaps: kernels work on a dense copy of it.
@@ -196,11 +199,12 @@ class Bucket:
             self.tensors.weight[i].copy_(self.tensors.params[i])
         for name in views.keys() & state.keys():
             views[name].copy_(state[name])
-        for name in OWN_NAMES & state.keys():
-            del state[name]
-        state["step"] = self.columns.steps[i]
-        state.update(views)
-        state["prediction"] = self.columns.predictions[i]
+        step, prediction = self.columns.steps[i], self.columns.predictions[i]
+        own = {"step": step, **views, "prediction": prediction}
+        # In one call: there is no moment at which the state has lost an entry.
+        state.update(own)
+        for name in OWN_NAMES - own.keys():
+            state.pop(name, None)
 
     def _exposed(self, i: int, view: Tensor) -> Tensor:
         """A state view as users see it: complex, or DTensor, like the parameter."""
@@ -220,14 +224,18 @@ class Bucket:
 
     # Is everything still where it was?
 
-    def _addresses(self) -> list[int]:
+    def has_tensors_in_place(self) -> bool:
+        """Whether parameters lie where and as they did at construction."""
         if self.has_dtensors:
             self.locals = [layout.local(param) for param in self.params]
-        return list(map(Tensor.data_ptr, self.locals))
+        try:
+            return self.layouts.are_of(self.locals)
+        except RuntimeError:  # a tensor without memory; a new bucket will say so
+            return False
 
     def is_intact(self) -> bool:
         """Whether parameters and state tensors are where they were at construction."""
-        return self._addresses() == self.param_addresses and holds(self.states, self.state_values)
+        return self.has_tensors_in_place() and holds(self.states, self.state_values)
 
     def has_states_of(self, state: Mapping[Tensor, StateDict]) -> bool:
         """Whether these are the parameters' state dicts."""
@@ -239,143 +247,121 @@ class Bucket:
 
     def doubt(self, where: list[bool]) -> None:
         """Has parameters looked at as if just written to."""
-        pairs = zip(self.versions, where, strict=True)
+        versions = self.versions or [-1] * len(where)
+        pairs = zip(versions, where, strict=True)
         self.versions = [-1 if chosen else version for version, chosen in pairs]
-
-    def disturbed(self) -> list[Tensor]:
-        """Parameters whose values may not be the optimizer's own: written to, or moved.
-
-        Without a backup nothing can be compared: moved values are trusted.
-        """
-        written = set(self.written_outside())
-        if self.has_backup:
-            pairs = zip(self._addresses(), self.param_addresses, strict=True)
-            written |= {i for i, (found, expected) in enumerate(pairs) if found != expected}
-        return [self.params[i] for i in sorted(written)]
 
     def written_outside(self) -> list[int]:
         """Indices of parameters that others wrote to since the last own write."""
         versions = [tensor._version for tensor in self.locals]
         if versions == self.versions:
             return []
+        if self.versions is None:  # an own write was interrupted
+            return list(range(len(versions))) if self.has_backup else []
         pairs = zip(versions, self.versions, strict=True)
         return [i for i, (found, expected) in enumerate(pairs) if found != expected]
 
-    # Gradients.
+    # What parameters hold.
 
-    def gradients(self) -> StepGradients | None:
-        """The gradients of this step, checked and dense; None if no parameter has one.
+    def holds_all(self, mode: Mode) -> bool:
+        """Whether all parameters hold the weights of a mode."""
+        return self.held is self.uniform[mode] or self.held == self.uniform[mode]
 
-        Raises:
-            RuntimeError: for a gradient that does not fit its parameter; nothing is written.
-        """
-        grads = [param.grad for param in self.params]
-        if self._is_known(grads):
-            return StepGradients(self._by_dtype(grads, self.grad_addresses), self._partly())
-        if all(grad is None for grad in grads):
-            return None
-        return StepGradients(self._checked(grads), self._partly())
-
-    def _partly(self) -> list[bool] | None:
-        return None if all(self.has_grad) else self.has_grad
-
-    def _is_known(self, grads: list[Tensor | None]) -> bool:
-        """Whether these are the gradients of the last step, at their old addresses."""
-        return (
-            len(self.grad_refs) == len(grads)
-            and all_same([reference() for reference in self.grad_refs], grads)
-            and _addresses(grads) == self.grad_addresses
-        )
-
-    @torch.no_grad()
-    def _checked(self, grads: list[Tensor | None]) -> list[Gradients]:
-        fitted, dtypes = grads, {self.tensors.params[0].dtype}
-        if not self._fit_as_they_are(grads):
-            fitted = [self._fit(i, grad) for i, grad in enumerate(grads)]
-            dtypes = {grad.dtype for grad in fitted if grad is not None}
-        # Copies must be made anew in every step, and a gradient without elements has no address by
-        # which to tell it from none. Weak references let zero_grad free the memory.
-        is_repeatable = not self.has_empty and all_same(fitted, grads)
-        self.grad_refs = list(map(_reference, grads)) if is_repeatable else []
-        self.grad_addresses = _addresses(fitted)
-        self.has_grad, self.grad_dtypes = [grad is not None for grad in grads], dtypes
-        return self._by_dtype(fitted, self.grad_addresses)
-
-    def _fit_as_they_are(self, grads: list[Tensor | None]) -> bool:
-        """Whether all are plain, and contiguous like their parameters: the usual case, quickly."""
-        dtype, device = self.tensors.params[0].dtype, self.tensors.params[0].device
-        return all(
-            grad is None
-            or (
-                type(grad) is Tensor
-                and grad.layout is torch.strided
-                and grad.dtype is dtype
-                and grad.is_contiguous()
-                and grad.shape == shape
-                and grad.device == device
-                and not grad.is_neg()
-            )
-            for grad, shape in zip(grads, self.contiguous_shapes, strict=True)
-        )
-
-    def _fit(self, i: int, grad: Tensor | None) -> Tensor | None:
-        """The gradient of parameter i in the parameter's memory order, as real numbers."""
-        if grad is None:
-            return None
-        if grad.layout != torch.strided:
-            raise RuntimeError(SPARSE_GRADIENT)
-        grad = layout.as_real(layout.local(grad))
-        dense = self.tensors.params[i]
-        if grad.shape != dense.shape or grad.device != dense.device:
-            raise RuntimeError(
-                f"the gradient of params[{i}] must have shape {tuple(dense.shape)} and device "
-                f"{dense.device} like the parameter, got {tuple(grad.shape)} and {grad.device}"
-            )
-        if grad.dtype not in (dense.dtype, torch.float32):
-            grad = grad.to(self.real_dtype)
-        if not layout.same_strides(grad, dense):
-            grad = torch.empty_like(dense, dtype=grad.dtype).copy_(grad)
-        return grad
-
-    def _by_dtype(self, grads: list[Tensor | None], addresses: list[int]) -> list[Gradients]:
-        if len(self.grad_dtypes) == 1:
-            return [Gradients(next(iter(self.grad_dtypes)), grads, addresses)]
-        return [self._of_dtype(dtype, grads, addresses) for dtype in self.grad_dtypes]
-
-    def _of_dtype(
-        self, dtype: torch.dtype, grads: list[Tensor | None], addresses: list[int]
-    ) -> Gradients:
-        chosen = [grad is not None and grad.dtype == dtype for grad in grads]
-        return Gradients(
-            dtype,
-            [grad if keep else None for grad, keep in zip(grads, chosen, strict=True)],
-            [address * keep for address, keep in zip(addresses, chosen, strict=True)],
-        )
+    def _computed_back(self) -> list[bool] | None:
+        """Which parameters hold predictions, if true weights are computed from them."""
+        return None if self.has_backup else self.held
 
     # The three operations.
 
-    def step(self, grads: StepGradients, options: StepOptions, holds_prediction: bool) -> None:
+    def step(self, grads: Gradients, options: StepOptions) -> None:
         """Restores, updates and, if asked to, predicts the parameters that have a gradient."""
-        needs_last = holds_prediction and not self.has_backup
-        rows, last = self.columns.begin_step(options, grads.has_grad, needs_last)
-        self.stage()
-        for same_dtype in grads.by_dtype:
-            self.kernels.step(same_dtype, rows, last, options.predict_next)
-        self.finish_write(grads.has_grad)
-        self.columns.end_step(options, grads.has_grad)
+        columns, has_grad, held = self.columns, grads.has_grad, self._computed_back()
+        mode: Mode = "predicted" if options.predict_next else "true"
+        after = self.uniform[mode]
+        if has_grad is not None:
+            pairs = zip(has_grad, self.held, strict=True)
+            after = [options.predict_next if chosen else before for chosen, before in pairs]
+        resume = None
+        if isinstance(columns, DeviceColumns):
+
+            def resume() -> None:
+                rows = columns.step_rows(options, held)
+                self.kernels.step(grads, rows, NO_ROWS, options.predict_next)
+
+        def run() -> None:
+            rows, last = columns.begin_step(options, has_grad, held)
+            self.kernels.step(grads, rows, last, options.predict_next)
+
+        self._write(run, columns.after_step(options, has_grad), after, has_grad, resume)
 
     def predict(self, prediction: Prediction) -> None:
-        """Goes from true to predicted weights; ``prediction`` is for those that have none yet."""
+        """Goes to predicted weights; ``prediction`` is for those that have none yet."""
+        if not self.has_backup and any(self.held):
+            self.restore()
         rows = self.columns.begin_predict(prediction)
-        self.stage()
-        self.kernels.predict(rows)
-        self.finish_write()
+        self._write(
+            lambda: self.kernels.predict(rows), self.columns.numbers(), self.uniform["predicted"]
+        )
 
     def restore(self) -> None:
-        """Goes from predicted to true weights."""
+        """Goes to true weights."""
+        rows = self.columns.last_rows(self._computed_back())
+        self._write(
+            lambda: self.kernels.restore(rows), self.columns.numbers(), self.uniform["true"]
+        )
+
+    def move(self, mode: Mode, prediction: Prediction) -> None:
+        """Takes all parameters to a mode, whatever they hold."""
+        if mode == "true":
+            self.restore()
+        else:
+            self.predict(prediction)
+
+    # Writing.
+
+    def _write(
+        self,
+        run: Callable[[], None],
+        numbers: Numbers | None,
+        held: list[bool],
+        where: list[bool] | None = None,
+        resume: Callable[[], None] | None = None,
+    ) -> None:
+        """Runs kernels; ``numbers`` and ``held`` are so afterwards."""
         self.stage()
-        self.kernels.restore(self.columns.last_rows(needs_last=not self.has_backup))
-        self.finish_write()
+        completed, advanced = self.kernels.completed(), self.kernels.advanced()
+        self.begun = _Write(completed, advanced, numbers, held, where, resume)
+        try:
+            run()
+        finally:
+            self.settle()
+
+    def settle(self) -> None:
+        """Notes what an operation has written. To be called before anything else is done."""
+        if self.begun is not None:
+            self._settle(self.begun)
+            self.begun, self.former_dtypes = None, set()
+
+    def _settle(self, begun: _Write) -> None:
+        completed = self.kernels.completed()
+        if completed == begun.completed and begun.resume is not None:
+            if self.kernels.advanced() != begun.advanced:
+                begun.resume()
+                completed = self.kernels.completed()
+        if isinstance(completed, list):
+            self._settle_each(begun, completed)
+        elif completed != begun.completed:
+            self.columns.commit(begun.numbers)
+            self.held = begun.held
+        self.finish_write(begun.where)
+
+    def _settle_each(self, begun: _Write, completed: list[int]) -> None:
+        done = list(map(operator.ne, completed, begun.completed))
+        before = self.columns.numbers()
+        if begun.numbers is not None and before is not None:
+            self.columns.commit(begun.numbers.where(done, before))
+        pairs = zip(done, begun.held, self.held, strict=True)
+        self.held = [after if d else before for d, after, before in pairs]
 
     def stage(self) -> None:
         """Brings the dense copies of parameters with gaps up to date."""
@@ -386,11 +372,10 @@ class Bucket:
         """To be called after writes to parameters (None: all): for autograd, and as own writes."""
         for i, staged in self.staged.items():
             layout.as_real(self.locals[i].detach()).copy_(staged)
-        if where is None and self.knows_versions:
-            increment_version(self.locals)
-            self.versions = [version + 1 for version in self.versions]
+        clear_autocast_cache()
+        versions, self.versions = self.versions, None
+        increment_version(list(itertools.compress(self.locals, where)) if where else self.locals)
+        if versions is not None and where is None and self.knows_versions:
+            self.versions = [version + 1 for version in versions]
         else:
-            increment_version(
-                list(itertools.compress(self.locals, where or itertools.repeat(True)))
-            )
             self.own_versions()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw.buckets import OWN_NAMES, StateDict
+from wpadamw.checks import Group, check_backup, check_differentiable, check_running, why_no_memory
 from wpadamw.compat import to_complex
-from wpadamw.plan import Group
 from wpadamw.scalars import Prediction
 
-MODES = ("true", "predicted")
+# The largest count that float32 counts on from; torch counts in it, too.
+_MAX_COUNT = 2**24
 
 
 def read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
@@ -34,7 +36,7 @@ def read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
     if len(saved) != len(groups):
         raise ValueError("loaded state dict has a different number of parameter groups")
     pairs = list(zip(saved, groups, strict=True))
-    if any(len(theirs.get("params", ())) != len(ours["params"]) for theirs, ours in pairs):
+    if any(_num_params(theirs) != len(ours["params"]) for theirs, ours in pairs):
         raise ValueError(
             "loaded state dict contains a parameter group that doesn't match the size of "
             "optimizer's group"
@@ -42,17 +44,25 @@ def read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
     return [_read_group(theirs, ours, i) for i, (theirs, ours) in enumerate(pairs)]
 
 
+def _num_params(saved: Group) -> int:
+    params = saved.get("params", ())
+    return len(params) if isinstance(params, (list, tuple)) else -1
+
+
 def _read_group(saved: Group, group: Group, index: int) -> Group:
-    mode = saved.get("weights_are", "true")
-    if mode not in MODES:
-        raise ValueError(
-            f"state_dict['param_groups'][{index}]['weights_are'] must be 'true' or 'predicted', "
-            f"got {mode!r}"
-        )
     own = {key: value for key, value in group.items() if key not in ("params", "weights_are")}
-    loaded = {key: deepcopy(value) for key, value in saved.items() if key != "params"}
+    loaded = {key: _copied(value) for key, value in saved.items() if key != "params"}
+    mode = saved.get("weights_are", "true")
     # A plain AdamW checkpoint knows nothing of prediction: those options stay as they are.
-    return {**own, "weights_are": mode, **loaded, "params": group["params"]}
+    read = {**own, "weights_are": mode, **loaded, "params": group["params"]}
+    check_running(read, f"state_dict['param_groups'][{index}]: ")
+    check_differentiable(read)
+    check_backup(read)
+    return read
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
 
 
 def read_state(
@@ -74,23 +84,38 @@ def read_state(
     """
     if not isinstance(saved, Mapping):
         raise ValueError(f"state_dict['state'] must be a dict, got {type(saved).__name__}")
-    state = {}
+    state: dict[Tensor, StateDict] = {}
     unread = dict(saved)
+    _check_keys([key for group in saved_groups for key in group["params"]])
     for theirs, ours, names in zip(saved_groups, groups, state_names, strict=True):
         tensors = [*names, "weight"] if theirs.get("backup") else list(names)
         required = [*tensors, "step"]
         if "weights_are" in theirs:
             required.append("prediction")
         for key, param in zip(theirs["params"], ours["params"], strict=True):
-            if entry := unread.pop(key, None):
+            entry = unread.pop(key, None)
+            if entry is not None and entry != {}:
                 where = f"state_dict['state'][{key!r}]"
                 _check_names(where, entry, required)
+                if (reason := why_no_memory(param)) is not None:
+                    raise ValueError(f"{where} is of a parameter that {reason}")
                 state[param] = _read_entry(where, entry, param, tensors)
     if unread:
         raise ValueError(
             f"state_dict['state'] has an entry of no parameter: {next(iter(unread))!r}"
         )
     return state
+
+
+def _check_keys(keys: list[Any]) -> None:
+    try:
+        num_keys = len(set(keys))
+    except TypeError:
+        num_keys = -1
+    if num_keys != len(keys):
+        raise ValueError(
+            f"state_dict['param_groups'] must number each parameter once, got {keys!r:.200}"
+        )
 
 
 def _check_names(where: str, entry: Any, required: Sequence[str]) -> None:
@@ -114,38 +139,81 @@ def _read_entry(where: str, entry: StateDict, param: Tensor, tensors: Sequence[s
 
 
 def _read_step(where: str, value: Any) -> Tensor:
-    is_one_number = isinstance(value, (int, float)) or (
-        isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-    )
-    number = float(value) if is_one_number else math.nan
-    if not (number >= 0 and number.is_integer()):
-        raise ValueError(f"{where}['step'] must be one whole number >= 0, got {value!r:.200}")
+    number = _number(value)
+    if not (0 <= number <= _MAX_COUNT and number.is_integer()):
+        raise ValueError(
+            f"{where}['step'] must be one whole number from 0 to {_MAX_COUNT}, got {value!r:.200}"
+        )
     return torch.tensor(number, dtype=torch.float32, device="cpu")
+
+
+def _number(value: Any) -> float:
+    """A number, or a tensor of one, as a float; NaN for everything else."""
+    try:
+        is_one = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+        return float(value) if is_one else math.nan
+    except (RuntimeError, TypeError, NotImplementedError, OverflowError):
+        return math.nan
 
 
 def _read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{where} must be a tensor, got {type(value).__name__}")
-    if value.shape != param.shape:
-        raise ValueError(
-            f"{where} must have shape {tuple(param.shape)} like its parameter, "
-            f"got {tuple(value.shape)}"
-        )
+    if (reason := _why_not_like(value, param)) is not None:
+        raise ValueError(f"{where} must {reason}")
+    try:
+        # Converted before it is moved: a copy even where dtype and device are the same.
+        return value.detach().to(device=param.device, dtype=_state_dtype(param), copy=True)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"{where} cannot be copied: {error}") from error
+
+
+def _state_dtype(param: Tensor) -> torch.dtype:
     real_dtype = layout.REAL_DTYPE[param.dtype]
-    dtype = to_complex(real_dtype) if param.is_complex() else real_dtype
+    return to_complex(real_dtype) if param.is_complex() else real_dtype
+
+
+def _why_not_like(value: Tensor, param: Tensor) -> str | None:
+    """Why a tensor cannot be the state of a parameter, or None if it can."""
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+        return f"be dense and have data, got layout {value.layout} on device {value.device}"
+    if value.shape != param.shape:
+        return f"have shape {tuple(param.shape)} like its parameter, got {tuple(value.shape)}"
+    if layout.is_dtensor(value) != layout.is_dtensor(param):
+        return f"be a {type(param).__name__} like its parameter, got {type(value).__name__}"
+    dtype = _state_dtype(param)
     is_exact = value.is_floating_point() or value.is_complex()
-    if not is_exact or torch.promote_types(value.dtype, dtype) != dtype:
-        raise ValueError(f"{where} must have dtype {dtype} or a narrower one, got {value.dtype}")
-    # Converted before it is moved: a copy even where dtype and device are the same.
-    return value.detach().to(device=param.device, dtype=dtype, copy=True)
+    if not is_exact or _promoted(value.dtype, dtype) != dtype:
+        return f"have dtype {dtype} or a narrower one, got {value.dtype}"
+    return None
+
+
+def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype | None:
+    try:
+        return torch.promote_types(a, b)
+    except RuntimeError:  # dtypes that promote to nothing, float8 for one
+        return None
 
 
 def _read_prediction(where: str, value: Any) -> Tensor:
     num_fields = len(Prediction._fields)
-    if not isinstance(value, Tensor) or value.shape != (num_fields,) or value.is_complex():
-        raise ValueError(f"{where}['prediction'] must be {num_fields} real numbers, got {value!r}")
+    is_row = isinstance(value, Tensor) and _why_no_row(value, num_fields) is None
+    if not is_row:
+        raise ValueError(
+            f"{where}['prediction'] must be {num_fields} real numbers, got {value!r:.200}"
+        )
     p = Prediction(*value.tolist())
-    is_valid = p.made in (0.0, 1.0) and max(p.beta1, p.beta2) < 1.0 and min(p) >= 0.0
-    if not is_valid or not math.isfinite(sum(p)):
+    # A scheduler may have made any lr of it, and it must be possible to undo the prediction.
+    is_valid = p.made in (0.0, 1.0) and not math.isnan(p.lr)
+    is_valid &= all(0.0 <= beta < 1.0 for beta in (p.beta1, p.beta2))
+    others = (p.eps, p.weight_decay, p.prediction_steps)
+    if not is_valid or not all(0.0 <= number < math.inf for number in others):
         raise ValueError(f"{where}['prediction'] must be hyper-parameters of a step, got {p}")
     return value.detach().to(device="cpu", dtype=torch.float64, copy=True)
+
+
+def _why_no_row(value: Tensor, num_fields: int) -> str | None:
+    is_dense = value.layout == torch.strided and not (value.is_nested or value.is_quantized)
+    if not is_dense or value.is_meta or value.is_complex() or layout.is_dtensor(value):
+        return "not dense real numbers"
+    return None if value.shape == (num_fields,) else "of another shape"

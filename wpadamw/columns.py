@@ -40,6 +40,20 @@ class StepOptions(NamedTuple):
         return self.prediction if self.predict_next else NO_PREDICTION
 
 
+class Numbers(NamedTuple):
+    """Counts and records of all parameters at one moment."""
+
+    counts: list[int]
+    records: list[Prediction]
+
+    def where(self, done: list[bool], others: Numbers) -> Numbers:
+        """These where ``done``, and the others elsewhere."""
+        return Numbers(
+            [a if d else b for a, b, d in zip(self.counts, others.counts, done, strict=True)],
+            [a if d else b for a, b, d in zip(self.records, others.records, done, strict=True)],
+        )
+
+
 def _is_repeated(values: Sequence[Any]) -> bool:
     """Whether all values equal the first; fast where they are one object."""
     return values.count(values[0]) == len(values)
@@ -76,6 +90,12 @@ class Columns:
         self.records: list[Prediction] = []
         self._read()
 
+    @classmethod
+    def of(cls, numbers: Numbers) -> Columns:
+        """Columns of their own with the same counts and records."""
+        pairs = zip(numbers.counts, numbers.records, strict=True)
+        return cls([{"step": count, "prediction": record} for count, record in pairs])
+
     def refresh(self) -> None:
         """Reads the tensors again if somebody wrote to them."""
         if self.versions != (self.steps._version, self.predictions._version):
@@ -85,27 +105,43 @@ class Columns:
         """Whether the last update of every parameter has been predicted from."""
         return all(record.made for record in self.records)
 
-    def count_steps(self, has_grad: list[bool] | None) -> None:
-        """One more update where there was a gradient (None: everywhere)."""
-        if has_grad is None and _is_repeated(self.counts):
-            self.counts = [self.counts[0] + 1] * len(self.counts)
-        else:
-            has_grad = has_grad or [True] * len(self.counts)
-            self.counts = list(map(operator.add, self.counts, has_grad))
-        self.step_memory[:] = _floats(self.counts)
-
     def record(self, prediction: Prediction, where: list[bool] | None = None) -> None:
         """Notes the prediction that parameters hold from now on (None: all of them)."""
+        self.commit(self.numbers()._replace(records=self._recorded(prediction, where)))
+
+    def numbers(self) -> Numbers:
+        """Counts and records of this moment."""
+        return Numbers(self.counts, self.records)
+
+    def after_step(self, options: StepOptions, has_grad: list[bool] | None) -> Numbers:
+        """Counts and records when a step will have been done where there is a gradient."""
+        return Numbers(self._counted(has_grad), self._recorded(options.record, has_grad))
+
+    def commit(self, numbers: Numbers) -> None:
+        """Writes counts and records down; may be interrupted, and repeated then."""
+        if numbers.counts is not self.counts:
+            self.step_memory[:] = _floats(numbers.counts)
+            self.counts = numbers.counts
+        if numbers.records is not self.records:
+            records = torch.tensor(numbers.records, dtype=torch.float64, device="cpu")
+            self.predictions.copy_(records)
+            self._own()
+            self.records = numbers.records
+
+    def _counted(self, has_grad: list[bool] | None) -> list[int]:
+        if has_grad is None and _is_repeated(self.counts):
+            return [self.counts[0] + 1] * len(self.counts)
+        return list(map(operator.add, self.counts, has_grad or [True] * len(self.counts)))
+
+    def _recorded(self, prediction: Prediction, where: list[bool] | None) -> list[Prediction]:
         if self.records[0] == prediction and _is_repeated(self.records):
-            return
+            return self.records
         where = where or [True] * len(self.records)
         pairs = zip(self.records, where, strict=True)
-        self.records = [prediction if chosen else old for old, chosen in pairs]
-        self.predictions.copy_(torch.tensor(self.records, dtype=torch.float64, device="cpu"))
-        self._own()
+        return [prediction if chosen else old for old, chosen in pairs]
 
     def begin_step(
-        self, options: StepOptions, has_grad: list[bool] | None, needs_last: bool
+        self, options: StepOptions, has_grad: list[bool] | None, held: list[bool] | None
     ) -> tuple[Rows, Rows]:
         """The scalars of each parameter's next update, and those of the prediction it holds."""
         factor = options.grad_factor
@@ -116,34 +152,37 @@ class Columns:
 
         rows = _distinct_rows(self.counts, make)
         rows.grad_factor = unknown
-        return rows, self.last_rows(needs_last)
-
-    def end_step(self, options: StepOptions, has_grad: list[bool] | None) -> None:
-        """To be called after the step has been launched."""
-        self.count_steps(has_grad)
-        self.record(options.record, has_grad)
+        return rows, self.last_rows(held)
 
     def begin_predict(self, prediction: Prediction) -> Rows:
         """Scalars of each parameter's prediction; ``prediction`` is for those that have none."""
         self.record(prediction, [not record.made for record in self.records])
         return self.prediction_rows()
 
-    def last_rows(self, needs_last: bool) -> Rows:
-        """The predictions that parameters hold, where the caller needs them."""
-        return self.prediction_rows(neutral=None) if needs_last else NO_ROWS
+    def last_rows(self, held: list[bool] | None) -> Rows:
+        """The predictions that parameters hold; ``held`` tells which do (None: it is no matter)."""
+        if held is None or not any(held):
+            return NO_ROWS
+        return self.prediction_rows(None, held)
 
     def on_host(self) -> Columns:
         """Itself: the host knows everything here."""
         return self
 
-    def prediction_rows(self, neutral: Scalars | None = NEUTRAL) -> Rows:
-        """The scalars of each parameter's last prediction; ``neutral`` where it moved nothing."""
+    def prediction_rows(
+        self, neutral: Scalars | None = NEUTRAL, held: list[bool] | None = None
+    ) -> Rows:
+        """The scalars of each parameter's last prediction; ``neutral`` where it moves nothing."""
 
         def make(key: tuple[int, Prediction]) -> Scalars | None:
             scalars = prediction_scalars(key[1], key[0])
             return neutral if scalars is NEUTRAL else scalars
 
-        return _distinct_rows(list(zip(self.counts, self.records, strict=True)), make)
+        records = self.records
+        if held is not None and not all(held):
+            pairs = zip(records, held, strict=True)
+            records = [record if holds else NO_PREDICTION for record, holds in pairs]
+        return _distinct_rows(list(zip(self.counts, records, strict=True)), make)
 
     def _read(self) -> None:
         self.counts = [int(count) for count in self.steps.tolist()]

@@ -22,10 +22,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def check_capture(groups: Sequence[dict[str, Any]]) -> None:
     """Raises RuntimeError where a CUDA graph records a step that it could not repeat."""
-    has_started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    is_capturing = has_started and torch.cuda.is_current_stream_capturing()
-    if is_capturing and not all(group["capturable"] for group in groups):
+    if is_capturing() and not all(group["capturable"] for group in groups):
         raise RuntimeError("a step in a CUDA graph needs capturable=True, got False in a group")
+
+
+def clear_autocast_cache() -> None:
+    """Has autocast forget the copies of weights that it made in the present region."""
+    torch.clear_autocast_cache()
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph records what is launched."""
+    has_started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return has_started and torch.cuda.is_current_stream_capturing()
 
 
 def current_stream(device: torch.device) -> int:

@@ -20,7 +20,7 @@ from wpadamw._backends.interface import (
     Rows,
 )
 from wpadamw._backends.upload import Upload
-from wpadamw.columns import Columns, StepOptions
+from wpadamw.columns import Columns, Numbers, StepOptions
 from wpadamw.scalars import Prediction, Scalars
 
 
@@ -59,7 +59,7 @@ class DeviceColumns:
         self.predictions.copy_(torch.where(chosen, record, self.predictions))
 
     def begin_step(
-        self, options: StepOptions, has_grad: list[bool] | None, needs_last: bool
+        self, options: StepOptions, has_grad: list[bool] | None, held: list[bool] | None
     ) -> tuple[DeviceRows, Rows]:
         """The scalars of each parameter's next update, and those of the prediction it holds.
 
@@ -69,22 +69,42 @@ class DeviceColumns:
         self._fill(prediction, options.weight_decay, options.grad_factor)
         self.has_grad.fill(has_grad or [True] * len(self.steps))
         operation = Operation.step_and_predict if options.predict_next else Operation.step
-        rows = self._advance(operation, options.found_inf)
-        if not needs_last:
-            rows.index[1] = -1
-        return rows, NO_ROWS
+        self._advance(operation, options.found_inf)
+        return self.step_rows(options, held), NO_ROWS
 
-    def end_step(self, options: StepOptions, has_grad: list[bool] | None) -> None:
-        """Nothing is left to do."""
+    def step_rows(self, options: StepOptions, held: list[bool] | None) -> DeviceRows:
+        """The rows of a step for which counts and records have been advanced."""
+        return self._of_held(replace(self.rows, found_inf=options.found_inf), held)
+
+    def numbers(self) -> None:
+        """The host does not know them."""
+
+    def after_step(self, options: StepOptions, has_grad: list[bool] | None) -> None:
+        """The host does not know."""
+
+    def commit(self, numbers: Numbers | None) -> None:
+        """Nothing is left to write."""
 
     def begin_predict(self, prediction: Prediction) -> DeviceRows:
         """Scalars of each parameter's prediction; ``prediction`` is for those that have none."""
         self._fill(prediction, 0.0, 1.0)
         return self._advance(Operation.predict)
 
-    def last_rows(self, needs_last: bool) -> Rows | DeviceRows:
-        """The predictions that parameters hold, where the caller needs them."""
-        return self._advance(Operation.restore) if needs_last else NO_ROWS
+    def last_rows(self, held: list[bool] | None) -> Rows | DeviceRows:
+        """The predictions that parameters hold; ``held`` tells which do (None: it is no matter)."""
+        if held is None or not any(held):
+            return NO_ROWS
+        return self._of_held(self._advance(Operation.restore), held)
+
+    @staticmethod
+    def _of_held(rows: DeviceRows, held: list[bool] | None) -> DeviceRows:
+        """Rows without the predictions that parameters do not hold."""
+        if held is None or not any(held):
+            rows.index[1] = -1
+        elif not all(held):
+            holds = torch.tensor(held, device=rows.index.device)
+            rows.index[1] = torch.where(holds, rows.index[1], -1)
+        return rows
 
     def _fill(self, prediction: Prediction, *others: float | Tensor) -> None:
         values: list[float | Tensor] = [*prediction, *others]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wpadamw.buckets import Bucket, StepGradients
+from wpadamw._backends.interface import Gradients
+from wpadamw.buckets import Bucket
 from wpadamw.columns import StepOptions
-from wpadamw.identify import Mode
 from wpadamw.plan import GroupPlan
-from wpadamw.scalars import Prediction
+from wpadamw.scalars import Mode, Prediction
 from wpadamw.scaling import Scaling
 
 
@@ -16,26 +16,25 @@ class GroupStep(NamedTuple):
     """A checked step over one group."""
 
     plan: GroupPlan
-    grads: list[StepGradients | None]  # per bucket
+    grads: list[list[Gradients]]  # per bucket, one entry per dtype
     scaling: Scaling
 
     def run(self) -> None:
-        """Cannot fail: the group ends wholly in one mode."""
+        """Fails only where it is interrupted; otherwise the group ends wholly in one mode."""
         group, prediction = self.plan.group, self.plan.prediction()
         target: Mode = "predicted" if group["predict_in_step"] else "true"
+        if target == "predicted":
+            group["weights_are"] = target  # "true" is said only where all parameters are
         for bucket, grads in zip(self.plan.buckets, self.grads, strict=True):
-            mode = group["weights_are"]
-            if mode != target and self._may_skip_some(grads):
+            if not bucket.holds_all(target) and self._may_skip_some(grads):
                 # Parameters without an update follow the mode all the same.
-                move(bucket, target, prediction)
-                mode = target
-            if grads is not None:
-                options = self._options(bucket, prediction)
-                bucket.step(grads, options, holds_prediction=mode == "predicted")
+                bucket.move(target, prediction)
+            for same_dtype in grads:
+                bucket.step(same_dtype, self._options(bucket, prediction))
         group["weights_are"] = target
 
-    def _may_skip_some(self, grads: StepGradients | None) -> bool:
-        is_for_all = grads is not None and grads.has_grad is None
+    def _may_skip_some(self, grads: list[Gradients]) -> bool:
+        is_for_all = len(grads) == 1 and grads[0].has_grad is None
         return not is_for_all or self.scaling.found_inf is not None
 
     def _options(self, bucket: Bucket, prediction: Prediction) -> StepOptions:
@@ -47,11 +46,3 @@ class GroupStep(NamedTuple):
             predict_next=group["predict_in_step"],
             found_inf=self.scaling.found_inf_on(device),
         )
-
-
-def move(bucket: Bucket, mode: Mode, prediction: Prediction) -> None:
-    """Takes a bucket from the other mode to this one."""
-    if mode == "true":
-        bucket.restore()
-    else:
-        bucket.predict(prediction)

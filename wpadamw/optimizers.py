@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from wpadamw.plan import Group, check_recoverable
+from wpadamw.checks import Group, check_hyperparameters, check_recoverable, plain_numbers
 from wpadamw.rules import AdamW, AMSGrad
 from wpadamw.weight_prediction import WeightPrediction
 
 _ADAMW, _AMSGRAD = AdamW(), AMSGrad()
-
-# The arguments of torch.optim.AdamW, which checks them for us, in its own words.
-_TORCH_ARGUMENTS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
-_TORCH_KEYWORDS = ("maximize", "foreach", "capturable", "fused")
 
 
 class WPAdamW(WeightPrediction):
@@ -110,7 +103,7 @@ class WPAdamW(WeightPrediction):
             "backup": backup,
         }
         check_hyperparameters(defaults)
-        defaults["betas"] = tuple(map(float, betas))
+        defaults = plain_numbers({**defaults, "betas": tuple(map(float, betas))})
         super().__init__(params, defaults, amp=amp, backend=backend)
 
     def _rule(self, group: Group) -> AdamW:
@@ -119,17 +112,3 @@ class WPAdamW(WeightPrediction):
     def _check_group(self, group: Group) -> None:
         check_hyperparameters(group)
         check_recoverable(group)
-
-
-def check_hyperparameters(group: Group) -> None:
-    """Raises for hyper-parameters of a group that ``torch.optim.AdamW`` or we refuse."""
-    torch.optim.AdamW(
-        [torch.empty(0, device="cpu")],
-        *(group[name] for name in _TORCH_ARGUMENTS),
-        **{name: group[name] for name in _TORCH_KEYWORDS},
-    )
-    if group["differentiable"]:
-        raise ValueError("differentiable must be False: the kernels cannot be differentiated")
-    prediction_steps = group["prediction_steps"]
-    if not (isinstance(prediction_steps, (int, float)) and 0 <= prediction_steps < math.inf):
-        raise ValueError(f"prediction_steps must be a number >= 0, got {prediction_steps!r}")

@@ -6,18 +6,26 @@ Rebuilt lazily whenever parameters, options or state tensors were replaced, so i
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wpadamw import _backends, layout
-from wpadamw.buckets import Bucket, StateDict, holds
+from wpadamw.buckets import Bucket, StateDict, all_same, holds
+from wpadamw.checks import RUNNING, Group, check_recoverable, check_running
 from wpadamw.rules import AdamW
 from wpadamw.scalars import Prediction, group_prediction
 
-Group = dict[str, Any]
 AllStates = dict[Tensor, StateDict]  # opt.state
+
+
+class _Served(NamedTuple):
+    """Who serves whom. Replaced whole, so that no exception finds it half replaced."""
+
+    buckets: list[Bucket]
+    pending: list[Tensor]  # parameters without state
+    states: list[StateDict]  # the values of opt.state at the last look
 
 
 class GroupPlan:
@@ -28,9 +36,13 @@ class GroupPlan:
         self.is_capturable: bool = group["capturable"]
         self.has_backup: bool = group["backup"]
         self.params: list[Tensor] = list(group["params"])
-        self.buckets: list[Bucket] = []
-        self.pending: list[Tensor] = list(self.params)  # parameters without state
-        self.states: list[StateDict] = []  # the values of opt.state at the last look
+        self.served = _Served([], list(self.params), [])
+        self.checked: list[Any] = []  # the hyper-parameters that were looked at last
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """The buckets of the parameters that have state."""
+        return self.served.buckets
 
     def fits(self, group: Group, rule: AdamW) -> bool:
         """Whether the plan was made for these parameters and this rule."""
@@ -42,34 +54,30 @@ class GroupPlan:
             and all(map(operator.is_, self.params, group["params"]))
         )
 
+    def check(self) -> None:
+        """Raises ValueError for hyper-parameters that a step could not take."""
+        values = list(map(self.group.get, RUNNING))
+        if len(values) != len(self.checked) or not all_same(values, self.checked):
+            check_running(self.group)
+            check_recoverable(self.group)
+            self.checked = values
+
     def refresh(self, state: AllStates) -> None:
         """Replaces buckets that no longer fit, and serves parameters that have state by now."""
-        has_same_states = holds([state], self.states)
+        for bucket in self.buckets:
+            bucket.settle()
+        has_same_states = holds([state], self.served.states)
         stale = [
             bucket
             for bucket in self.buckets
             if not (bucket.is_intact() and (has_same_states or bucket.has_states_of(state)))
         ]
-        for bucket in stale:
-            self.buckets.remove(bucket)
-            self.pending += bucket.params
         for bucket in self.buckets:
             bucket.columns.refresh()
-        if self.pending and (stale or not has_same_states):
-            self._adopt_again(stale, state)
-        if not has_same_states:
-            self.states = list(state.values())
-
-    def _adopt_again(self, stale: list[Bucket], state: AllStates) -> None:
-        """Serves parameters that have state, and has those of unknown values looked at."""
-        found = [param for param in self.pending if state.get(param)]
-        known = {id(param) for bucket in stale for param in bucket.params}
-        doubted = {id(param) for bucket in stale for param in bucket.disturbed()}
-        if self.has_backup:  # a copy of an optimizer: its model may be a copy of another moment
-            doubted |= {id(param) for param in found if id(param) not in known}
-        self.adopt(found, state)
-        for bucket in self.buckets:
-            bucket.doubt([id(param) in doubted for param in bucket.params])
+        waiting = self.served.pending
+        if stale or not has_same_states:
+            waiting = [param for param in waiting if state.get(param)]
+            self._serve(waiting, stale, state)
 
     def prediction(self) -> Prediction:
         """The prediction that the group's hyper-parameters of this moment ask for.
@@ -83,61 +91,83 @@ class GroupPlan:
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""
-        return [param for param in self.pending if param.grad is not None]
+        return [param for param in self.served.pending if param.grad is not None]
 
     def adopt(self, params: list[Tensor], state: AllStates) -> None:
         """Serves parameters from now on; creates state where there is none."""
-        by_kind: dict[object, list[Tensor]] = {}
-        for param in params:
-            by_kind.setdefault((param.device, param.dtype), []).append(param)
-        for same_kind in by_kind.values():
-            self._adopt_kind(same_kind, state)
+        self._serve(params, [], state)
 
-    def _adopt_kind(self, params: list[Tensor], state: AllStates) -> None:
-        self.buckets.append(self._bucket(params, state))
-        chosen = set(map(id, params))
-        self.pending = [param for param in self.pending if id(param) not in chosen]
-        self.states = list(state.values())
+    # Building.
 
-    def _bucket(self, params: list[Tensor], state: AllStates) -> Bucket:
+    def _serve(self, params: list[Tensor], stale: list[Bucket], state: AllStates) -> None:
+        """Serves parameters, and those of stale buckets, by new buckets."""
+        unknown = {id(param) for param in params if state.get(param)}
+        unknown |= {id(param) for bucket in stale for param in _disturbed(bucket)}
+        held = _held(stale)
+        given_up = [p for bucket in stale for p in bucket.params if not state.get(p)]
+        left = [p for bucket in stale for p in bucket.params if state.get(p)]
+        former = {dtype for bucket in stale for dtype in _dtypes(bucket)}
+        built = [
+            self._bucket(same_kind, state, held, former)
+            for same_kind in _by_kind([*left, *params])
+        ]
+        for bucket in built if self.has_backup else []:
+            bucket.doubt([id(param) in unknown for param in bucket.params])
+        kept = [bucket for bucket in self.buckets if bucket not in stale]
+        served = set(map(id, params))
+        pending = [param for param in self.served.pending if id(param) not in served]
+        self.served = _Served(kept + built, pending + given_up, list(state.values()))
+
+    def _bucket(
+        self,
+        params: list[Tensor],
+        state: AllStates,
+        held: dict[int, bool],
+        former: set[torch.dtype],
+    ) -> Bucket:
         backend = _backends.choose(self.backend_name, params[0].device.type)
+        # A new parameter holds its true weights; one with a state, what its group is said to hold.
+        is_predicted = self.group["weights_are"] == "predicted"
+        holding = [held.get(id(p), is_predicted and bool(state.get(p))) for p in params]
         # Defaultdict: asking for the state of a parameter creates it.
         states = [state[param] for param in params]
         # Overflow and captured steps: the host does not know what the device will have counted.
         on_device = (self.amp or self.is_capturable) and layout.host_must_not_wait(params[0].device)
-        return Bucket(params, self.rule, self.has_backup, backend, states, on_device)
-
-
-def check_dtype(param: Tensor) -> None:
-    """Raises TypeError for parameters of a dtype that has no rule of rounding here."""
-    if param.dtype not in layout.REAL_DTYPE:
-        known = ", ".join(str(dtype) for dtype in layout.REAL_DTYPE)
-        raise TypeError(f"params must have one of the dtypes {known}, got {param.dtype}")
-
-
-def check_unique(params: list[Any]) -> None:
-    """Raises ValueError for a parameter that is listed twice, alone or as (name, parameter)."""
-    tensors = [item[1] if isinstance(item, tuple) else item for item in params]
-    if len(set(map(id, tensors))) != len(tensors):
-        raise ValueError(
-            "optimizer contains a parameter group with duplicate parameters: params has "
-            f"{len(tensors)} entries, {len(set(map(id, tensors)))} of them distinct"
+        return Bucket(
+            params,
+            self.rule,
+            self.has_backup,
+            backend,
+            states,
+            holding,
+            former - {params[0].dtype},
+            on_device,
         )
 
 
-def check_recoverable(group: Group) -> None:
-    """Raises ValueError where true weights cannot be computed from predicted ones."""
-    if group["backup"]:
-        return
-    s, lr, weight_decay = group["prediction_steps"], group["lr"], group["weight_decay"]
-    is_unknown = (
-        isinstance(lr, Tensor) and group["capturable"] and layout.host_must_not_wait(lr.device)
-    )
-    if not is_unknown and group["predict_decay"] and s * float(lr) * weight_decay >= 1.0:
-        raise ValueError(
-            "backup=False needs prediction_steps * lr * weight_decay < 1, got "
-            f"{s} * {float(lr)} * {weight_decay}"
-        )
-    narrow = [p.dtype for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)]
-    if narrow:
-        raise ValueError(f"backup=False needs float32 or float64 params, got {narrow[0]}")
+def _by_kind(params: list[Tensor]) -> list[list[Tensor]]:
+    """Parameters that one bucket can serve, together."""
+    by_kind: dict[object, list[Tensor]] = {}
+    for param in params:
+        by_kind.setdefault((param.device, param.dtype), []).append(param)
+    return list(by_kind.values())
+
+
+def _held(buckets: list[Bucket]) -> dict[int, bool]:
+    """What the parameters of buckets hold, by identity."""
+    return {
+        id(param): holds_prediction
+        for bucket in buckets
+        for param, holds_prediction in zip(bucket.params, bucket.held, strict=True)
+    }
+
+
+def _dtypes(bucket: Bucket) -> set[torch.dtype]:
+    return {bucket.dtype, *bucket.former_dtypes}
+
+
+def _disturbed(bucket: Bucket) -> list[Tensor]:
+    """Parameters whose values may not be the optimizer's own: written to, or moved."""
+    if not bucket.has_tensors_in_place():
+        return bucket.params
+    return [bucket.params[i] for i in bucket.written_outside()]

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+# Which weights parameters hold.
+Mode = Literal["true", "predicted"]
 
 
 class Scalars(NamedTuple):

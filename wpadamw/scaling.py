@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw.compat import total_norm
+from wpadamw.compat import total_norm, warn_caller
 
 Group = dict[str, Any]
 
@@ -53,12 +53,55 @@ def _operand(value: Tensor | float, device: torch.device) -> float | Tensor:
     return value.to(device=device, dtype=torch.float64, non_blocking=True)
 
 
-def grad_norm(groups: Sequence[Group], norm_type: float, error_if_nonfinite: bool) -> Tensor:
-    """The norm of all gradients of parameter groups together."""
+class Clipping(NamedTuple):
+    """A factor, and the gradients that it was computed from: those that carry this very mark."""
+
+    factor: Tensor
+    mark: object
+
+    def belongs_to(self, groups: Sequence[Group]) -> bool:
+        """Whether the gradients of this moment are those, as they were."""
+        grads = _grads(groups)
+        marks = [getattr(grad, _MARK, (None, None)) for grad in grads]
+        if not any(mark is self.mark for mark, _ in marks):
+            return False  # they are gone, and the factor with them
+        if all(
+            mark is self.mark and version == _version(grad)
+            for grad, (mark, version) in zip(grads, marks, strict=True)
+        ):
+            return True
+        warn_caller(CLIPPED_OTHERS)
+        return False
+
+
+CLIPPED_OTHERS = (
+    "Gradients were written to after clip_grad_norm_, or others came to them. Its factor belongs to "
+    "the gradients that it was computed from, so this step is not clipped. Clip last, after "
+    "accumulation and after the gradient scaler's unscale_."
+)
+_MARK = "_wpadamw_clipping"
+
+
+def clip(
+    groups: Sequence[Group], max_norm: float, norm_type: float, error_if_nonfinite: bool
+) -> tuple[Tensor, Clipping]:
+    """The norm of all gradients of parameter groups together, and the factor that clips it.
+
+    The factor of at most 1 is that of `torch.nn.utils.clip_grad_norm_`.
+    """
+    grads = _grads(groups)
+    norm = total_norm(grads, norm_type, error_if_nonfinite)
+    clipping = Clipping(torch.clamp(max_norm / (norm + 1e-6), max=1.0), object())
+    for grad in grads:
+        # On the tensor itself: the mark goes when the gradient goes, and keeps nothing alive.
+        setattr(grad, _MARK, (clipping.mark, _version(grad)))
+    return norm, clipping
+
+
+def _grads(groups: Sequence[Group]) -> list[Tensor]:
     grads = [param.grad for group in groups for param in group["params"]]
-    return total_norm([g for g in grads if g is not None], norm_type, error_if_nonfinite)
+    return [grad for grad in grads if grad is not None]
 
 
-def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """The factor of at most 1 of `torch.nn.utils.clip_grad_norm_`."""
-    return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+def _version(grad: Tensor) -> int:
+    return -1 if grad.is_inference() else grad._version

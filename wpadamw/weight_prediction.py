@@ -6,49 +6,28 @@ Everything here is the same for every update rule; `wpadamw.optimizers` names ru
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import Optimizer
 
-from wpadamw import _backends, checkpoint, identify
-from wpadamw.buckets import Bucket
-from wpadamw.compat import check_capture, disable_dynamo, needs_profiled_step, warn_caller
-from wpadamw.group_step import GroupStep, move
-from wpadamw.identify import Mode
-from wpadamw.plan import Group, GroupPlan, check_dtype, check_recoverable, check_unique
-from wpadamw.rules import AdamW
-from wpadamw.scalars import group_prediction
-from wpadamw.scaling import Scaling, clip_factor, grad_norm
-
-WRITTEN_OUTSIDE = (
-    "Parameters were written to from outside the optimizer (load_state_dict, clamp_, "
-    "re-initialisation, ...) and match neither its true nor its predicted weights. They are taken "
-    "as the new true weights. This is said once per optimizer."
-)
-
-
-class _Plans:
-    """Group plans and what else is derived. Shared by reference, never saved.
-
-    Wrappers copy an optimizer's ``__dict__`` (Lightning does), so derived data lives in one
-    mutable object and the mode lives in the parameter groups.
-    """
-
-    def __init__(self) -> None:
-        self.by_group: dict[int, GroupPlan] = {}
-        self.has_warned = False
-        self.clip_factor: Tensor | None = None  # of clip_grad_norm_, for the next step
+from wpadamw import checkpoint
+from wpadamw.checks import Group, check_dtype, check_unique, plain_numbers
+from wpadamw.compat import check_capture, disable_dynamo, needs_profiled_step
+from wpadamw.group_step import GroupStep
+from wpadamw.scalars import Mode
+from wpadamw.scaling import Scaling, clip
+from wpadamw.upkeep import Plans, Upkeep
 
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-class WeightPrediction(Optimizer):
+class WeightPrediction(Upkeep):
     """Base class: AdamW's state and update, with parameters that can hold predicted weights."""
 
     # Plain AdamW checkpoints and older ones lack these keys of a group.
@@ -66,32 +45,12 @@ class WeightPrediction(Optimizer):
         "weights_are": "true",
     }
 
-    def __init__(self, params: ParamsT, defaults: Group, *, amp: bool, backend: str) -> None:
-        _backends.check_available(backend)
-        self._plans = _Plans()
-        self._backend = backend
-        self._amp = amp
-        if amp:
-            self._step_supports_amp_scaling = True
-        super().__init__(params, defaults)
-
-    # What a subclass says.
-
-    def _rule(self, group: Group) -> AdamW:
-        """The update rule of a group."""
-        raise NotImplementedError
-
-    def _check_group(self, group: Group) -> None:
-        """Raises for hyper-parameters that make no sense."""
-        raise NotImplementedError
-
     # Modes.
 
     @property
     def weights_are(self) -> Mode:
         """What the parameters hold: ``"true"`` or ``"predicted"`` weights."""
-        modes = {group["weights_are"] for group in self.param_groups}
-        return "predicted" if "predicted" in modes else "true"
+        return "predicted" if "predicted" in self._modes() else "true"
 
     @disable_dynamo
     def predict(self) -> None:
@@ -100,7 +59,7 @@ class WeightPrediction(Optimizer):
         Idempotent, and free when the parameters hold them already. Parameters without a completed
         update keep their true weights. After `restore` the same bits come back.
         """
-        self._go("predicted")
+        self._return_to(["predicted"] * len(self.param_groups))
 
     @disable_dynamo
     def restore(self) -> None:
@@ -109,7 +68,7 @@ class WeightPrediction(Optimizer):
         Idempotent, free when the parameters hold them already, and exact (with ``backup=False``
         to a few ulp).
         """
-        self._go("true")
+        self._return_to(["true"] * len(self.param_groups))
 
     def train(self) -> None:
         """The same as `predict`, under the name that training frameworks call."""
@@ -128,28 +87,6 @@ class WeightPrediction(Optimizer):
             yield
         finally:
             self._return_to(modes)
-
-    def _modes(self) -> list[Mode]:
-        return [group["weights_are"] for group in self.param_groups]
-
-    def _return_to(self, modes: list[Mode]) -> None:
-        """Takes the groups to former modes; groups added since then stay as they are."""
-        for group, mode in zip(self.param_groups, modes, strict=False):
-            if group["weights_are"] != mode:
-                self._move(group, mode)
-
-    def _go(self, mode: Mode) -> None:
-        self._return_to([mode] * len(self.param_groups))
-
-    @torch.no_grad()
-    def _move(self, group: Group, mode: Mode) -> None:
-        plan = self._refreshed(group)
-        if mode == "predicted" and not all(bucket.columns.all_made() for bucket in plan.buckets):
-            check_recoverable(group)
-        if group["weights_are"] != mode:  # a new plan begins with true weights
-            for bucket in plan.buckets:
-                move(bucket, mode, plan.prediction())
-        group["weights_are"] = mode
 
     # Step.
 
@@ -212,9 +149,15 @@ class WeightPrediction(Optimizer):
         Returns:
             The norm before clipping, a tensor of one element.
         """
-        norm = grad_norm(self.param_groups, norm_type, error_if_nonfinite)
-        self._plans.clip_factor = clip_factor(norm, max_norm)
+        norm, self._plans.clipping = clip(
+            self.param_groups, max_norm, norm_type, error_if_nonfinite
+        )
         return norm
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Like torch's; a factor of `clip_grad_norm_` goes with the gradients."""
+        self._plans.clipping = None
+        super().zero_grad(set_to_none)
 
     def _update(self) -> bool:
         """One update of all groups; False if there was nothing to do."""
@@ -223,21 +166,27 @@ class WeightPrediction(Optimizer):
         if scaling is None:
             return False
         steps = self._prepare(scaling)
-        if not any(grads is not None for step in steps for grads in step.grads):
+        if not any(grads for step in steps for grads in step.grads):
             return False
+        self._plans.num_updates += 1
         for step in steps:
             step.run()
         return True
 
     def _take_scaling(self) -> Scaling:
         """What a gradient scaler and `clip_grad_norm_` left for this step."""
-        factor, self._plans.clip_factor = self._plans.clip_factor, None
+        clipping, self._plans.clipping = self._plans.clipping, None
+        is_valid = clipping is not None and clipping.belongs_to(self.param_groups)
+        factor = clipping.factor if clipping is not None and is_valid else None
         if not self._amp:
             return Scaling(clip_factor=factor)
         return Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), factor)
 
     def _prepare(self, scaling: Scaling) -> list[GroupStep]:
         """Checks everything that a step needs, before anything is written."""
+        for group in self.param_groups:
+            self._check_running(group)
+        self._finish_loading()
         started: list[Tensor] = []
         try:
             return [self._prepare_group(group, scaling, started) for group in self.param_groups]
@@ -247,51 +196,11 @@ class WeightPrediction(Optimizer):
             raise
 
     def _prepare_group(self, group: Group, scaling: Scaling, started: list[Tensor]) -> GroupStep:
-        check_recoverable(group)
         plan = self._refreshed(group)
         if starting := plan.starting():
             started += starting
             plan.adopt(starting, self.state)
-        grads = [bucket.gradients() for bucket in plan.buckets]
-        return GroupStep(plan, grads, scaling)
-
-    # Plans.
-
-    def _refreshed(self, group: Group) -> GroupPlan:
-        """The group's plan, with every parameter in the group's mode."""
-        plan = self._plan(group)
-        for bucket in plan.buckets:
-            if written := bucket.written_outside():
-                found = identify.identify(bucket, written, group_prediction(group))
-                self._settle(bucket, found, group)
-        return plan
-
-    def _plan(self, group: Group) -> GroupPlan:
-        """The group's plan, fit for the parameters and state of this moment."""
-        rule = self._rule(group)
-        plan = self._plans.by_group.get(id(group))
-        if plan is None or plan.group is not group or not plan.fits(group, rule):
-            if plan is not None and plan.group is group:
-                self._leave(plan)
-            plan = self._plans.by_group[id(group)] = GroupPlan(
-                group, rule, self._backend, self._amp
-            )
-        plan.refresh(self.state)
-        return plan
-
-    def _leave(self, plan: GroupPlan) -> None:
-        """Goes to true weights by the options under which the predictions were made."""
-        if plan.group["weights_are"] == "predicted":
-            plan.refresh(self.state)
-            for bucket in plan.buckets:
-                bucket.restore()
-            plan.group["weights_are"] = "true"
-
-    def _settle(self, bucket: Bucket, found: dict[int, identify.Found], group: Group) -> None:
-        identify.settle(bucket, found, group["weights_are"], group_prediction(group))
-        if "neither" in found.values() and not self._plans.has_warned:
-            self._plans.has_warned = True
-            warn_caller(WRITTEN_OUTSIDE)
+        return GroupStep(plan, [bucket.gradients.read() for bucket in plan.buckets], scaling)
 
     # Groups and checkpoints.
 
@@ -304,7 +213,8 @@ class WeightPrediction(Optimizer):
         """
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # raises
-        group = {"weights_are": self.weights_are if self.param_groups else "true", **param_group}
+        mode = self.weights_are if self.param_groups else "true"
+        group = plain_numbers({"weights_are": mode, **param_group})
         if not isinstance(group["params"], (Tensor, set, dict)):
             group["params"] = list(group["params"])
             check_unique(group["params"])
@@ -318,6 +228,7 @@ class WeightPrediction(Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
+        self._put_in_order()
         # Copies: pickling a view writes the whole flat buffer behind it.
         state = {p: {k: _copied(v) for k, v in entry.items()} for p, entry in self.state.items()}
         own = {"state": defaultdict(dict, state), "_backend": self._backend, "_amp": self._amp}
@@ -325,7 +236,7 @@ class WeightPrediction(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plans = _Plans()
+        self._plans = Plans()
         if self._amp:
             self._step_supports_amp_scaling = True
         for group in self.param_groups:
@@ -339,56 +250,39 @@ class WeightPrediction(Optimizer):
 
         As in torch its tensors are the optimizer's own: save or copy them before the next step.
         """
-        for group in self.param_groups:
-            self._refreshed(group)
-        return super().state_dict()
+        self._put_in_order()
+        saved = super().state_dict()
+        saved["param_groups"] = list(map(plain_numbers, saved["param_groups"]))
+        return saved
 
     @disable_dynamo
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this optimizer or of ``torch.optim.AdamW``.
 
-        Load the model first. Whether it holds true or predicted weights is found by comparing it
-        with the backup in the file; if it is neither, the model is trusted, with a warning.
+        The file carries the true weights. The model may be loaded before or after it, in whatever
+        mode the two were saved: its weights are compared with those of the file. Parameters that
+        hold neither these nor the prediction from them receive the true weights of the file now;
+        other weights that come later are trusted, with a warning.
+
+        With ``backup=False`` there is nothing to compare with, and the mode in the file counts.
 
         Raises:
             ValueError: for a file that does not fit. Weights and state are as before.
         """
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"state_dict must be a dict, got {type(state_dict).__name__}")
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             if (replaced := pre_hook(self, state_dict)) is not None:
                 state_dict = replaced
         groups = checkpoint.read_groups(state_dict.get("param_groups"), self.param_groups)
-        for group in groups:
-            self._check_group(group)
         names = [self._rule(group).state_names for group in groups]
         state = checkpoint.read_state(
             state_dict.get("state"), state_dict["param_groups"], groups, names
         )
-        has_warned = self._plans.has_warned
-        self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups})
-        self._plans.has_warned = has_warned
-        self._identify_loaded()
+        self._replace(defaultdict(dict, state), groups)
+        self._receive()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def _identify_loaded(self) -> None:
-        """Finds the modes from what the parameters hold."""
-        found = [self._identify_group(group) for group in self.param_groups]
-        kinds = [{kind for _, of_bucket in group for kind in of_bucket.values()} for group in found]
-        for group, mode in zip(
-            self.param_groups, identify.group_modes(kinds, self._modes()), strict=True
-        ):
-            group["weights_are"] = mode
-        for group, of_group in zip(self.param_groups, found, strict=True):
-            for bucket, of_bucket in of_group:
-                self._settle(bucket, of_bucket, group)
-
-    def _identify_group(self, group: Group) -> list[tuple[Bucket, dict[int, identify.Found]]]:
-        if not group["backup"]:
-            return []
-        prediction = group_prediction(group)
-        return [
-            (bucket, identify.identify(bucket, range(len(bucket.params)), prediction))
-            for bucket in self._plan(group).buckets
-        ]

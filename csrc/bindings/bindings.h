@@ -25,5 +25,6 @@ size_t num_states(RuleId rule);
 void check_size(const char* name, size_t found, size_t expected);
 
 void bind_cuda(pybind11::module_& m);
+void bind_tensors(pybind11::module_& m);
 
 }  // namespace wpadamw

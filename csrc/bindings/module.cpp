@@ -101,6 +101,7 @@ void run(Bucket& bucket, Operation operation, DType grad_dtype, std::vector<doub
   const Call call{operation, grad_dtype, std::move(scalars), std::max(num_threads, 1)};
   const py::gil_scoped_release release;
   run_cpu(bucket, call, instruction_set);
+  ++bucket.completed;
 }
 
 // A step asks this of every tensor of its state. In Python it would take longer than the update of
@@ -149,6 +150,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Bucket>(m, "Bucket", py::module_local())
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("params"),
            py::arg("offsets"), py::arg("numels"), py::arg("weight"), py::arg("state"))
+      .def_readonly("completed", &Bucket::completed)
       .def("set_grads", &set_grads, py::arg("grads"))
       .def("run", &run, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("rows"), py::arg("last_rows"), py::arg("num_threads"),
@@ -158,6 +160,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_sets", &instruction_sets);
   m.def("rule_names", &rule_names);
   m.def("scalar_names", &scalar_names);
+  bind_tensors(m);
 #if defined(WPADAMW_CUDA)
   py::module_ cuda = m.def_submodule("cuda", "Kernels over addresses of device memory.");
   bind_cuda(cuda);

@@ -45,6 +45,14 @@ class Kernels:
             state=[flat.data_ptr() for flat in bucket.state_flat],
         )
 
+    def completed(self) -> int:
+        """How many operations have been done."""
+        return int(self.table.completed)
+
+    def advanced(self) -> int:
+        """None: counts are the host's."""
+        return 0
+
     def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
         """Restore, update and, with ``predict_next``, predict."""
         operation = self.operation.step_and_predict if predict_next else self.operation.step

@@ -29,6 +29,7 @@ class Gradients(NamedTuple):
     dtype: torch.dtype
     tensors: Sequence[Tensor | None]
     addresses: Sequence[int]  # 0 for None
+    has_grad: list[bool] | None  # per parameter; None: all have one
 
 
 class Rows:
@@ -94,14 +95,27 @@ class BucketTensors:
 NO_ROWS = Rows([None])  # every parameter holds its true weights, or has a backup
 
 
+Completed = int | list[int]  # of a bucket's parameters together, or of each
+
+
 class Kernels(Protocol):
     """The three operations over a bucket. They check nothing.
 
     ``raise_versions`` says whether they raise the version counters of what they write. Where the
     first argument of rows is `DeviceRows`, it holds the last rows too.
+
+    An exception may arrive after any line, that of a Ctrl-C for one. So the count of completed
+    operations rises in the very call that writes the last of what an operation writes: a caller
+    that was interrupted finds out by it whether its operation has been done.
     """
 
     raise_versions: bool
+
+    def completed(self) -> Completed:
+        """How many operations have been done, or are certain to be."""
+
+    def advanced(self) -> int:
+        """How many calls of `advance` have been done, or are certain to be."""
 
     def step(
         self, grads: Gradients, rows: Rows | DeviceRows, last: Rows, predict_next: bool

@@ -9,12 +9,13 @@ from wpadamw._backends.interface import (
     NO_ROWS,
     BucketTensors,
     ColumnTensors,
+    Completed,
     DeviceRows,
     Gradients,
     Operation,
     Rows,
 )
-from wpadamw._backends.torch_columns import advance
+from wpadamw._backends.torch_columns import ONE, advance, write
 from wpadamw.scalars import Scalars
 
 NAME = "torch"
@@ -56,6 +57,17 @@ class Kernels:
     def __init__(self, bucket: BucketTensors) -> None:
         self.bucket = bucket
         self.real_dtype = bucket.state_flat[0].dtype
+        self.counts = torch.zeros(len(bucket.params), dtype=torch.int64)
+        self.count_of = self.counts.unbind()
+        self.count_of_advances = torch.zeros((), dtype=torch.int64)
+
+    def completed(self) -> Completed:
+        """How many operations each parameter has been through."""
+        return self.counts.tolist()
+
+    def advanced(self) -> int:
+        """How many calls of `advance` have been done."""
+        return int(self.count_of_advances)
 
     @torch.no_grad()
     def step(
@@ -76,18 +88,22 @@ class Kernels:
         for i, param in enumerate(self.bucket.params):
             state, s = self._state(i), of_prediction[i]
             weight, direction = self._true_weight(i, NO_ROWS), self.bucket.rule.direction(state, s)
-            param.copy_(self.bucket.rule.predict_weight(weight, direction, s))
+            self._write(i, [param], [self.bucket.rule.predict_weight(weight, direction, s)])
 
     @torch.no_grad()
     def restore(self, last: Rows | DeviceRows) -> None:
         """Go to the true weights."""
         of_last = self._rows(last, 1)
         for i, param in enumerate(self.bucket.params):
-            param.copy_(self._true_weight(i, of_last))
+            self._write(i, [param], [self._true_weight(i, of_last)])
 
     def advance(self, columns: ColumnTensors, operation: Operation) -> None:
         """Fill in the rows of an operation; count and record what it does."""
-        advance(columns, operation)
+        advance(columns, operation, self.count_of_advances)
+
+    def _write(self, i: int, targets: list[Tensor], values: list[Tensor]) -> None:
+        """All that an operation writes of parameter i, and its count, in one call."""
+        write([*targets, self.count_of[i]], [*values, self.count_of[i] + ONE])
 
     def _rows(self, rows: Rows | DeviceRows, column: int, last: Rows | None = None) -> AnyRows:
         if isinstance(rows, DeviceRows):
@@ -115,8 +131,10 @@ class Kernels:
         if self.bucket.weight is not None:
             targets.append(self.bucket.weight[i])
             values.append(weight)
-        for target, value in zip(targets, values, strict=True):
-            target.copy_(value if is_void is None else torch.where(is_void, target, value))
+        if is_void is not None:
+            pairs = zip(targets, values, strict=True)
+            values = [torch.where(is_void, target, value) for target, value in pairs]
+        self._write(i, targets, values)
 
     def _state(self, i: int) -> tuple[Tensor, ...]:
         return tuple(views[i] for views in self.bucket.state)

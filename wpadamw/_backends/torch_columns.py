@@ -14,6 +14,13 @@ from wpadamw.scalars import NEUTRAL, Prediction, Scalars, step_scalars
 # float32 counts whole numbers up to 2^24.
 _COUNT_BITS = 25
 
+ONE = torch.ones((), dtype=torch.int64)
+
+
+def write(targets: list[Tensor], values: list[Tensor]) -> None:
+    """Copies values into tensors in one call, which no exception from elsewhere can divide."""
+    torch._foreach_copy_(targets, values)
+
 
 def power(base: Tensor, exponent: Tensor) -> Tensor:
     """``base**exponent`` for whole exponents by repeated squaring: one result on all devices."""
@@ -51,8 +58,11 @@ def _prediction_table(predictions: Tensor, counts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def advance(columns: ColumnTensors, operation: Operation) -> None:
-    """Fill in the rows of an operation; count and record what a step or a prediction does."""
+def advance(columns: ColumnTensors, operation: Operation, count: Tensor) -> None:
+    """Fill in the rows of an operation; count and record what a step or a prediction does.
+
+    ``count`` rises by one together with the last of it.
+    """
     num_params, counts = len(columns.steps), columns.steps.long()
     scalars, index = columns.rows.scalars, columns.rows.index
     own = torch.arange(num_params, dtype=torch.int32, device=index.device)
@@ -63,16 +73,22 @@ def advance(columns: ColumnTensors, operation: Operation) -> None:
         is_made = columns.predictions[:, :1] != 0
         columns.predictions.copy_(torch.where(is_made, columns.predictions, columns.options[:7]))
         scalars[:num_params] = _prediction_table(columns.predictions, counts)
-    elif operation is not Operation.restore:
-        _advance_step(columns, counts)
+        write([count], [count + ONE])
+    elif operation is Operation.restore:
+        write([count], [count + ONE])
+    else:
+        _advance_step(columns, counts, count)
 
 
-def _advance_step(columns: ColumnTensors, counts: Tensor) -> None:
+def _advance_step(columns: ColumnTensors, counts: Tensor, count: Tensor) -> None:
     scalars, found_inf = columns.rows.scalars, columns.rows.found_inf
     *prediction, weight_decay, grad_factor = columns.options
     made = Prediction(*prediction)
     scalars[: len(counts)] = _step_table(made, weight_decay, counts + 1, grad_factor)
     is_busy = columns.has_grad if found_inf is None else columns.has_grad & (found_inf == 0)
-    columns.steps.add_(is_busy)
     record = torch.where(columns.options[0] != 0, columns.options[:7], 0.0)
-    columns.predictions.copy_(torch.where(is_busy.unsqueeze(1), record, columns.predictions))
+    predictions = torch.where(is_busy.unsqueeze(1), record, columns.predictions)
+    write(
+        [columns.steps, columns.predictions, count],
+        [columns.steps + is_busy, predictions, count + ONE],
+    )

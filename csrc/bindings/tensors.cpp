@@ -1,0 +1,172 @@
+// What tensors are at this moment: address, dtype, shape, strides and device, of a whole list in one
+// call. Asked attribute by attribute in Python it would take longer than the update of small tensors.
+// wpadamw/tensors.py is the same in Python, for versions of torch without the interface.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "bindings.h"
+#include "dlpack.h"
+
+namespace py = pybind11;
+
+namespace wpadamw {
+namespace {
+
+bool operator==(dlpack::DataType a, dlpack::DataType b) {
+  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
+
+uintptr_t address_of(const dlpack::Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.data) + tensor.byte_offset;
+}
+
+// How a tensor lies in memory. Strides of dimensions of one element say nothing.
+struct Layout {
+  uintptr_t address = 0;
+  dlpack::Device device{};
+  dlpack::DataType dtype{};
+  std::vector<int64_t> shape, strides;
+  bool is_empty = false;
+
+  explicit Layout(const dlpack::Tensor& tensor)
+      : address(address_of(tensor)),
+        device(tensor.device),
+        dtype(tensor.dtype),
+        shape(tensor.shape, tensor.shape + tensor.ndim),
+        strides(tensor.strides, tensor.strides + tensor.ndim) {
+    for (int64_t size : shape) is_empty |= size == 0;
+  }
+
+  bool lies_like(const dlpack::Tensor& tensor) const {
+    if (tensor.device.type != device.type || tensor.device.id != device.id) return false;
+    if (tensor.ndim != static_cast<int32_t>(shape.size())) return false;
+    for (size_t i = 0; i < shape.size(); ++i) {
+      if (tensor.shape[i] != shape[i]) return false;
+      if (tensor.strides[i] != strides[i] && shape[i] > 1 && !is_empty) return false;
+    }
+    return true;
+  }
+};
+
+py::object name(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
+
+// The layouts of a list of tensors, as they were at construction.
+class Layouts {
+ public:
+  Layouts(const py::type& tensor_type, const py::list& tensors)
+      : tensor_type_(tensor_type), is_neg_(tensor_type.attr("is_neg")), grad_(name("grad")) {
+    const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
+    api_ = static_cast<const dlpack::ExchangeApi*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (api_ == nullptr) throw py::error_already_set();
+    if (api_->version.major != dlpack::kMajorVersion || api_->borrow == nullptr) {
+      throw std::invalid_argument("tensor_type must offer version 1 of DLPack's C exchange interface");
+    }
+    for (const py::handle tensor : tensors) layouts_.emplace_back(borrow(tensor));
+  }
+
+  // Whether tensors are where and what the others were.
+  bool are_of(const py::list& tensors) const {
+    if (tensors.size() != layouts_.size()) return false;
+    for (size_t i = 0; i < layouts_.size(); ++i) {
+      const dlpack::Tensor found = borrow(tensors[i]);
+      const Layout& expected = layouts_[i];
+      if (address_of(found) != expected.address || !(found.dtype == expected.dtype)) return false;
+      if (!expected.lies_like(found)) return false;
+    }
+    return true;
+  }
+
+  // Gradients of the tensors, None where there is none: their addresses (0 for None), which tensors
+  // have one (None: all), and whether they are float32 instead of the tensors' dtype. None if one of
+  // them must be looked at more closely: it is no plain tensor, or does not lie like its tensor, or
+  // their dtypes differ.
+  py::object addresses_of(const py::list& grads) {
+    if (grads.size() != layouts_.size()) throw std::invalid_argument("grads must be one per tensor");
+    std::vector<uintptr_t> addresses(layouts_.size());
+    std::optional<dlpack::DataType> dtype;
+    size_t num_grads = 0;
+    for (size_t i = 0; i < layouts_.size(); ++i) {
+      if (grads[i].is_none()) continue;
+      ++num_grads;
+      const std::optional<dlpack::Tensor> grad = plain(grads[i], layouts_[i]);
+      if (!grad || (dtype && !(*dtype == grad->dtype))) return py::none();
+      dtype = grad->dtype;
+      addresses[i] = address_of(*grad);
+    }
+    if (!addresses_list_ || addresses != addresses_) {
+      addresses_ = std::move(addresses);
+      addresses_list_ = py::cast(addresses_);
+    }
+    const bool is_float32 = dtype && !layouts_.empty() && !(*dtype == layouts_[0].dtype);
+    const py::object has_grad = num_grads == layouts_.size() ? py::none() : presence(grads);
+    return py::make_tuple(addresses_list_, has_grad, is_float32);
+  }
+
+  // The gradients of parameters.
+  py::list grads_of(const py::list& params) const {
+    py::list grads(params.size());
+    for (size_t i = 0; i < params.size(); ++i) {
+      PyObject* grad = PyObject_GetAttr(PyList_GET_ITEM(params.ptr(), i), grad_.ptr());
+      if (grad == nullptr) throw py::error_already_set();
+      PyList_SET_ITEM(grads.ptr(), i, grad);
+    }
+    return grads;
+  }
+
+ private:
+  dlpack::Tensor borrow(py::handle tensor) const {
+    if (!PyObject_TypeCheck(tensor.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()))) {
+      throw py::type_error("tensors must be tensors");
+    }
+    dlpack::Tensor found;
+    if (api_->borrow(tensor.ptr(), &found) != 0) throw py::error_already_set();
+    return found;
+  }
+
+  static py::object presence(const py::list& grads) {
+    py::list has_grad;
+    for (const py::handle grad : grads) has_grad.append(!grad.is_none());
+    return has_grad;
+  }
+
+  std::optional<dlpack::Tensor> plain(py::handle grad, const Layout& like) const {
+    // A subclass may keep its numbers elsewhere.
+    if (reinterpret_cast<PyObject*>(Py_TYPE(grad.ptr())) != tensor_type_.ptr()) return {};
+    dlpack::Tensor found;
+    if (api_->borrow(grad.ptr(), &found) != 0) {
+      PyErr_Clear();
+      return {};
+    }
+    if (!(found.dtype == like.dtype) && !(found.dtype == dlpack::kFloat32)) return {};
+    if (!like.lies_like(found) || (found.data == nullptr && !like.is_empty)) return {};
+    // DLPack does not tell of numbers that wait to be negated.
+    if (py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), grad.ptr())).ptr() !=
+        Py_False) {
+      return {};
+    }
+    return found;
+  }
+
+  py::object tensor_type_, is_neg_, grad_;
+  const dlpack::ExchangeApi* api_;
+  std::vector<Layout> layouts_;
+  std::vector<uintptr_t> addresses_;
+  py::object addresses_list_;
+};
+
+}  // namespace
+
+void bind_tensors(py::module_& m) {
+  py::class_<Layouts>(m, "Layouts", py::module_local())
+      .def(py::init<const py::type&, const py::list&>(), py::arg("tensor_type"), py::arg("tensors"))
+      .def("are_of", &Layouts::are_of, py::arg("tensors"))
+      .def("addresses_of", &Layouts::addresses_of, py::arg("grads"))
+      .def("grads_of", &Layouts::grads_of, py::arg("params"));
+}
+
+}  // namespace wpadamw

@@ -1,0 +1,96 @@
+"""What tensors are at this moment: where they lie, with which dtype, shape, strides and device.
+
+Asked in every step, since a tensor can change all of it and stay the same object (``p.grad.t_()``,
+``p.data = ...``). One call of the extension asks a whole list; the same in Python stands here for
+versions of torch that lack DLPack's C exchange interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# Addresses (0 for None), which tensors have a gradient (None: all), and whether the gradients are
+# float32 instead of the tensors' dtype.
+Found = tuple[list[int], list[bool] | None, bool]
+
+
+class Layouts(Protocol):
+    """The layouts of a list of tensors, as they were at construction."""
+
+    def are_of(self, tensors: list[Tensor]) -> bool:
+        """Whether tensors are where and what the others were."""
+
+    def addresses_of(self, grads: list[Tensor | None]) -> Found | None:
+        """Where gradients lie.
+
+        None if one of them must be looked at more closely: it is no plain tensor, does not lie
+        like its tensor, or their dtypes differ.
+        """
+
+    def grads_of(self, params: list[Tensor]) -> list[Tensor | None]:
+        """The gradients of parameters."""
+
+
+def layouts(tensors: list[Tensor]) -> Layouts:
+    """The layouts of tensors, asked for in C where torch and the extension can."""
+    try:
+        from wpadamw._C import Layouts as InC
+
+        return InC(Tensor, tensors)
+    except (ImportError, AttributeError, ValueError):
+        return PythonLayouts(tensors)
+
+
+class PythonLayouts:
+    """The same as the extension's ``Layouts``."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.layouts = [_layout(tensor) for tensor in tensors]
+        self.addresses = [tensor.data_ptr() for tensor in tensors]
+
+    def are_of(self, tensors: list[Tensor]) -> bool:
+        """Whether tensors are where and what the others were."""
+        return (
+            list(map(Tensor.data_ptr, tensors)) == self.addresses
+            and list(map(_layout, tensors)) == self.layouts
+        )
+
+    def addresses_of(self, grads: list[Tensor | None]) -> Found | None:
+        """Where gradients lie."""
+        pairs = zip(grads, self.layouts, strict=True)
+        if not all(grad is None or _is_plain(grad, like) for grad, like in pairs):
+            return None
+        dtypes = {grad.dtype for grad in grads if grad is not None}
+        if len(dtypes) > 1:
+            return None
+        addresses = [0 if grad is None else grad.data_ptr() for grad in grads]
+        has_grad = [grad is not None for grad in grads]
+        is_float32 = bool(dtypes) and dtypes != {self.layouts[0][1]}
+        return addresses, None if all(has_grad) else has_grad, is_float32
+
+    def grads_of(self, params: list[Tensor]) -> list[Tensor | None]:
+        """The gradients of parameters."""
+        return [param.grad for param in params]
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    shape, strides = tensor.shape, tensor.stride()
+    # Strides of dimensions of one element say nothing.
+    told = tuple(s for s, size in zip(strides, shape, strict=True) if size > 1)
+    return tensor.device, tensor.dtype, shape, told if tensor.numel() else ()
+
+
+def _is_plain(grad: Tensor, like: tuple[Any, ...]) -> bool:
+    if type(grad) is not Tensor or grad.layout is not torch.strided or grad.is_nested:
+        return False
+    device, dtype, shape, strides = _layout(grad)
+    return (
+        (device, shape, strides) == (like[0], *like[2:])
+        and dtype in (like[1], torch.float32)
+        and not grad.is_neg()
+        and (grad.data_ptr() != 0 or grad.numel() == 0)
+    )

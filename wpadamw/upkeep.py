@@ -1,0 +1,215 @@
+"""What an optimizer keeps in order between the calls of its users.
+
+Which plan serves a group, which weights its parameters hold, what was written from outside, what was
+left half done by an interrupt, and what a checkpoint brought.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from wpadamw import _backends, identify, loading
+from wpadamw.buckets import Bucket
+from wpadamw.checks import Group, check_mode, check_recoverable, check_running
+from wpadamw.compat import is_capturing, warn_caller
+from wpadamw.plan import GroupPlan
+from wpadamw.rules import AdamW
+from wpadamw.scalars import Mode, group_prediction
+from wpadamw.scaling import Clipping
+
+WRITTEN_OUTSIDE = (
+    "Parameters were written to from outside the optimizer (load_state_dict, clamp_, a swap through "
+    ".data, re-initialisation, ...) and match neither its true nor its predicted weights. What they "
+    "hold is taken as the new true weights, and the optimizer's own copy of these is given up, for "
+    "{names}. This is said once, until a checkpoint is loaded."
+)
+
+
+class Plans:
+    """Group plans and what else is derived. Shared by reference, never saved.
+
+    Wrappers copy an optimizer's ``__dict__`` (Lightning does), so derived data lives in one
+    mutable object and the mode lives in the parameter groups.
+    """
+
+    def __init__(self) -> None:
+        self.by_group: dict[int, GroupPlan] = {}
+        self.has_warned = False
+        self.clipping: Clipping | None = None  # of clip_grad_norm_, for the next step
+        self.num_updates = 0
+        # A checkpoint of which it is not yet known whether newer weights followed it, and the
+        # parameters whose true weights it carried.
+        self.loaded: Literal["no", "read", "received"] = "no"
+        self.carried: set[int] = set()
+
+    def of(self, group: Group) -> GroupPlan | None:
+        """The plan of a group, if it has one."""
+        plan = self.by_group.get(id(group))
+        return plan if plan is not None and plan.group is group else None
+
+
+class Upkeep(Optimizer):
+    """The plumbing below `WeightPrediction`."""
+
+    def __init__(self, params: ParamsT, defaults: Group, *, amp: bool, backend: str) -> None:
+        _backends.check_available(backend)
+        self._plans = Plans()
+        self._backend = backend
+        self._amp = amp
+        if amp:
+            self._step_supports_amp_scaling = True
+        super().__init__(params, defaults)
+
+    # What a subclass says.
+
+    def _rule(self, group: Group) -> AdamW:
+        """The update rule of a group."""
+        raise NotImplementedError
+
+    def _check_group(self, group: Group) -> None:
+        """Raises for hyper-parameters of a new group that make no sense."""
+        raise NotImplementedError
+
+    # Plans.
+
+    def _plan(self, group: Group) -> GroupPlan:
+        """The group's plan, fit for the parameters and state of this moment."""
+        check_mode(group)
+        rule, plan = self._rule(group), self._plans.of(group)
+        if plan is None or not plan.fits(group, rule):
+            if plan is not None:
+                self._leave(plan)
+            plan = GroupPlan(group, rule, self._backend, self._amp)
+            self._plans.by_group[id(group)] = plan
+        plan.refresh(self.state)
+        return plan
+
+    def _leave(self, plan: GroupPlan) -> None:
+        """Goes to true weights by the options under which the predictions were made."""
+        if plan.group["weights_are"] == "predicted":
+            plan.refresh(self.state)
+            for bucket in plan.buckets:
+                bucket.restore()
+            plan.group["weights_are"] = "true"
+
+    def _refreshed(self, group: Group) -> GroupPlan:
+        """The group's plan, with every parameter in the group's mode."""
+        plan = self._plan(group)
+        for bucket in plan.buckets:
+            if written := bucket.written_outside():
+                self._settle(bucket, written, group)
+            if not bucket.holds_all(group["weights_are"]):  # an operation was interrupted
+                bucket.move(group["weights_are"], plan.prediction())
+        return plan
+
+    @torch.no_grad()
+    def _put_in_order(self) -> None:
+        """Finishes what was interrupted, and takes note of what was written from outside."""
+        self._modes()
+        for group in self.param_groups:
+            self._refreshed(group)
+
+    def _check_running(self, group: Group) -> None:
+        """Raises ValueError for hyper-parameters that a step could not take."""
+        if (plan := self._plans.of(group)) is not None:
+            plan.check()
+        else:
+            check_running(group)
+            check_recoverable(group)
+
+    # Modes.
+
+    def _modes(self) -> list[Mode]:
+        if self._plans.loaded != "no":
+            self._receive()
+        return [group["weights_are"] for group in self.param_groups]
+
+    def _return_to(self, modes: list[Mode]) -> None:
+        """Takes the groups to former modes; groups added since then stay as they are."""
+        self._finish_loading()
+        for group, mode in zip(self.param_groups, modes, strict=False):
+            if group["weights_are"] != mode or self._is_unsettled(group):
+                self._move(group, mode)
+
+    def _is_unsettled(self, group: Group) -> bool:
+        """Whether an operation was interrupted before all parameters were in one mode."""
+        if (plan := self._plans.of(group)) is None:
+            return False
+        for bucket in plan.buckets:
+            if bucket.begun is not None or not bucket.holds_all(group["weights_are"]):
+                return True
+        return False
+
+    @torch.no_grad()
+    def _move(self, group: Group, mode: Mode) -> None:
+        plan = self._refreshed(group)
+        if mode == "predicted" and not all(bucket.columns.all_made() for bucket in plan.buckets):
+            plan.check()
+        moving = [bucket for bucket in plan.buckets if not bucket.holds_all(mode)]
+        for bucket in moving:
+            self._look(bucket, group)
+        if mode == "predicted":
+            group["weights_are"] = mode  # "true" is said only where all parameters are
+        for bucket in moving:
+            bucket.move(mode, plan.prediction())
+        group["weights_are"] = mode
+
+    # Weights from outside.
+
+    def _look(self, bucket: Bucket, group: Group) -> None:
+        """Before a switch: keeps weights from being lost that came without leaving a trace."""
+        if is_capturing():
+            return
+        if found := identify.unexpected(bucket):
+            self._settle(bucket, found, group)
+
+    def _settle(self, bucket: Bucket, indices: list[int], group: Group) -> None:
+        """Brings parameters that others wrote to into the group's mode."""
+        prediction = group_prediction(group)
+        found = identify.identify(bucket, indices, prediction)
+        if not bucket.has_backup and self._plans.loaded != "no":
+            found = {}  # there is no copy to compare with: this is the model file
+        identify.settle(bucket, found, group["weights_are"], prediction)
+        self._warn([(group, [bucket.params[i] for i, kind in found.items() if kind.is_foreign])])
+
+    def _warn(self, foreign: loading.Foreign) -> None:
+        if any(params for _, params in foreign) and not self._plans.has_warned:
+            self._plans.has_warned = True
+            names = loading.names(self.param_groups, foreign)
+            warn_caller(WRITTEN_OUTSIDE.format(names=names))
+
+    # Checkpoints.
+
+    def _replace(self, state: dict[Tensor, Any], groups: list[Group]) -> None:
+        """Takes another state; the former one stays if there is no serving it."""
+        former = {name: self.__dict__[name] for name in ("state", "param_groups", "_plans")}
+        carried = {id(param) for param, entry in state.items() if "weight" in entry}
+        try:
+            self.__setstate__({"state": state, "param_groups": groups})
+            self._plans.loaded, self._plans.carried = "read", carried
+            for group in groups:
+                self._plan(group)
+        except BaseException as error:
+            self.__dict__.update(former)
+            if isinstance(error, (RuntimeError, TypeError)):
+                raise ValueError(f"state_dict cannot be served here: {error}") from error
+            raise
+
+    @torch.no_grad()
+    def _receive(self) -> None:
+        """Brings parameters to the weights of the checkpoint, or to newer ones that followed it."""
+        plans = [self._plan(group) for group in self.param_groups]
+        compared = [plan for plan in plans if plan.has_backup]
+        foreign = loading.receive(compared, is_newer=self._plans.loaded == "received")
+        self._plans.loaded = "received"
+        self._warn([(g, [p for p in of if id(p) in self._plans.carried]) for g, of in foreign])
+
+    def _finish_loading(self) -> None:
+        """To be called before the weights are used: what they hold now is what was meant."""
+        if self._plans.loaded != "no":
+            self._receive()
+            self._plans.loaded = "no"
