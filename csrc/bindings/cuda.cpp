@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "../cuda/launch.h"
 #include "bindings.h"
-#include "cuda/launch.h"
 
 namespace py = pybind11;
 

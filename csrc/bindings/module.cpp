@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "bucket.h"
-#include "cpu/bucket_kernels.h"
-#include "rules/rules.h"
-#include "scalars.h"
+#include "../bucket.h"
+#include "../cpu/bucket_kernels.h"
+#include "../rules/rules.h"
+#include "../scalars.h"
 
 namespace py = pybind11;
 
