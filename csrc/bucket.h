@@ -26,7 +26,6 @@ struct Bucket {
   void* weight = nullptr;  // flat backup of the true weights, or null
   void* state[kMaxStates] = {};
   std::vector<Span> spans;
-  int64_t completed = 0;  // calls; an interrupted caller finds out whether its own was one of them
 };
 
 struct Call {

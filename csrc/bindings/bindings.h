@@ -21,9 +21,7 @@ const std::vector<RuleInfo>& rules();
 RuleId rule_id(const std::string& name);
 size_t num_states(RuleId rule);
 
-// Throws std::invalid_argument unless the sizes are equal.
-void check_size(const char* name, size_t found, size_t expected);
-
+void bind_cpu(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);
 void bind_tensors(pybind11::module_& m);
 

@@ -10,6 +10,7 @@
 
 #include "bindings.h"
 #include "dlpack.h"
+#include "made.h"
 
 namespace py = pybind11;
 
@@ -162,11 +163,19 @@ class Layouts {
 }  // namespace
 
 void bind_tensors(py::module_& m) {
-  py::class_<Layouts>(m, "Layouts", py::module_local())
+  auto layouts = py::class_<Layouts>(m, "Layouts", py::module_local());
+  layouts
       .def(py::init<const py::type&, const py::list&>(), py::arg("tensor_type"), py::arg("tensors"))
-      .def("are_of", &Layouts::are_of, py::arg("tensors"))
-      .def("addresses_of", &Layouts::addresses_of, py::arg("grads"))
-      .def("grads_of", &Layouts::grads_of, py::arg("params"));
+      .def("are_of", [](const py::object& self, const py::list& tensors) {
+        return made<Layouts>(self).are_of(tensors);
+      }, py::arg("tensors"))
+      .def("addresses_of", [](const py::object& self, const py::list& grads) {
+        return made<Layouts>(self).addresses_of(grads);
+      }, py::arg("grads"))
+      .def("grads_of", [](const py::object& self, const py::list& params) {
+        return made<Layouts>(self).grads_of(params);
+      }, py::arg("params"));
+  refuse_second_init<Layouts>(layouts);
 }
 
 }  // namespace wpadamw

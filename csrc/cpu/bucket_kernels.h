@@ -23,7 +23,8 @@ int64_t busy_elements(const Bucket& bucket, const Call& call);
 
 // Names of the instruction sets that this processor runs, best first.
 std::vector<const char*> instruction_sets();
-// Runs with the named instruction set; nullptr: the best one. Throws for one that is not there.
-void run_cpu(const Bucket& bucket, const Call& call, const char* instruction_set);
+using CpuLoop = void (*)(const Bucket& bucket, const Call& call);
+// For the named instruction set; nullptr: the best one. Throws for one that is not there.
+CpuLoop cpu_loop(const char* instruction_set);
 
 }  // namespace wpadamw

@@ -11,7 +11,7 @@ namespace {
 struct InstructionSet {
   const char* name;
   bool (*is_supported)();
-  void (*run)(const Bucket&, const Call&);
+  CpuLoop run;
 };
 
 #if defined(__x86_64__)
@@ -56,10 +56,10 @@ std::vector<const char*> instruction_sets() {
   return names;
 }
 
-void run_cpu(const Bucket& bucket, const Call& call, const char* instruction_set) {
+CpuLoop cpu_loop(const char* instruction_set) {
   for (const InstructionSet& set : kInstructionSets) {
     const bool is_wanted = instruction_set == nullptr || !std::strcmp(set.name, instruction_set);
-    if (is_wanted && set.is_supported()) return set.run(bucket, call);
+    if (is_wanted && set.is_supported()) return set.run;
   }
   throw std::invalid_argument(std::string("instruction_set must be one that this processor runs, got ") +
                               instruction_set);

@@ -44,6 +44,7 @@ __global__ void advance_kernel(const Columns columns, Operation operation) {
 }  // namespace
 
 void advance(const Columns& columns, Operation operation, void* stream) {
+  if (columns.num_tensors == 0) return;
   const int64_t num_blocks = (columns.num_tensors + kThreadsPerBlock - 1) / kThreadsPerBlock;
   const cudaLaunchConfig_t config = launch_config(num_blocks, kThreadsPerBlock, stream);
   check(cudaLaunchKernelEx(&config, advance_kernel, columns, operation), "launch of advance_kernel");

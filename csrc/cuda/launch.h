@@ -17,6 +17,9 @@ constexpr int kThreads = 256;
 constexpr int kElementsPerThread = 8;
 constexpr int kChunkNumel = kThreads * kElementsPerThread;
 
+// Of one access to memory. Flat buffers begin at multiples of it.
+constexpr int kAccessBytes = 16;
+
 // The share of one block: up to kChunkNumel elements of one tensor, in memory order.
 struct Chunk {
   uintptr_t param;  // address of the chunk's first element

@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "launch.h"
+
 namespace wpadamw::cuda {
 
-constexpr int kAccessBytes = sizeof(uint4);
+static_assert(kAccessBytes == sizeof(uint4));
 
 template <typename value_t, int kWidth>
 struct Pack {

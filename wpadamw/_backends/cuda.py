@@ -53,6 +53,14 @@ class Kernels(DeviceKernels):
             state=[flat.data_ptr() for flat in bucket.state_flat],
         )
 
+    def completed(self) -> int:
+        """How many operations have been launched."""
+        return int(self.device_bucket.completed)
+
+    def advanced(self) -> int:
+        """How many calls of `advance` have been launched."""
+        return int(self.device_bucket.advanced)
+
     def _run(
         self,
         operation: Operation,
@@ -82,7 +90,7 @@ class Kernels(DeviceKernels):
         )
 
     def _advance(self, columns: ColumnTensors, operation: Operation) -> None:
-        extension().cuda.advance(
+        self.device_bucket.advance(
             columns.steps.numel(),
             columns.steps.data_ptr(),
             columns.predictions.data_ptr(),

@@ -28,15 +28,14 @@ class DeviceKernels:
         self.device, self.param_dtype = bucket.params[0].device, bucket.params[0].dtype
         with device_guard(self.device):
             self.table = DeviceTable(bucket)
-        self.num_launches = self.num_advances = 0
 
     def completed(self) -> int:
         """How many operations have been launched."""
-        return self.num_launches
+        raise NotImplementedError
 
     def advanced(self) -> int:
         """How many calls of `advance` have been launched."""
-        return self.num_advances
+        raise NotImplementedError
 
     def step(
         self, grads: Gradients, rows: Rows | DeviceRows, last: Rows, predict_next: bool
@@ -64,7 +63,6 @@ class DeviceKernels:
         """Fill in the rows of an operation; count and record what it does."""
         with device_guard(self.device):
             self._advance(columns, operation)
-            self.num_advances += 1
 
     def _run(
         self,
@@ -73,10 +71,8 @@ class DeviceKernels:
         rows: Rows | DeviceRows,
         last: Rows,
     ) -> None:
-        if self.table.num_chunks:
-            in_memory = rows if isinstance(rows, DeviceRows) else self.table.rows(rows, last)
-            self._launch(operation, grad_dtype, in_memory)
-        self.num_launches += 1
+        in_memory = rows if isinstance(rows, DeviceRows) else self.table.rows(rows, last)
+        self._launch(operation, grad_dtype, in_memory)
 
     def _launch(self, operation: Operation, grad_dtype: torch.dtype, rows: DeviceRows) -> None:
         """Run an operation over all chunks on the current stream."""

@@ -57,6 +57,8 @@ class Kernels(DeviceKernels):
     def __init__(self, bucket: BucketTensors) -> None:
         super().__init__(bucket)
         self.modules = _kernels()
+        # Triton launches from Python: an exception may come between a launch and its count.
+        self.num_launches = self.num_advances = 0
         first, *others = bucket.state_flat
         weight = first if bucket.weight_flat is None else bucket.weight_flat
         states = [first, *others, *[first] * (2 - len(others))]
@@ -66,6 +68,14 @@ class Kernels(DeviceKernels):
             for operation in Operation
             for grad_dtype in {self.param_dtype, torch.float32}
         }
+
+    def completed(self) -> int:
+        """How many operations have been launched."""
+        return self.num_launches
+
+    def advanced(self) -> int:
+        """How many calls of `advance` have been launched."""
+        return self.num_advances
 
     def _options(self, operation: Operation, grad_dtype: torch.dtype) -> dict[str, Any]:
         """Everything of a launch that is known when it is compiled."""
@@ -86,6 +96,13 @@ class Kernels(DeviceKernels):
         }
 
     def _launch(self, operation: Operation, grad_dtype: torch.dtype, rows: DeviceRows) -> None:
+        if self.table.num_chunks:
+            self._launch_bucket(operation, grad_dtype, rows)
+        self.num_launches += 1
+
+    def _launch_bucket(
+        self, operation: Operation, grad_dtype: torch.dtype, rows: DeviceRows
+    ) -> None:
         self.modules["bucket_kernels"].bucket_kernel[(self.table.num_chunks,)](
             *self.tensors,
             rows.scalars,
@@ -112,3 +129,4 @@ class Kernels(DeviceKernels):
             enable_fp_fusion=False,
             **_does(operation),
         )
+        self.num_advances += 1

@@ -1,0 +1,111 @@
+#include "checks.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace wpadamw {
+namespace {
+
+bool is_code(DType found) {
+  switch (found) {
+    case DType::kFloat32:
+    case DType::kBFloat16:
+    case DType::kFloat16:
+    case DType::kFloat64: return true;
+  }
+  return false;
+}
+
+bool is_code(Operation found) {
+  switch (found) {
+    case Operation::kStep:
+    case Operation::kStepAndPredict:
+    case Operation::kPredict:
+    case Operation::kRestore: return true;
+  }
+  return false;
+}
+
+template <typename code_t>
+void check_code(const char* name, const char* type, code_t found) {
+  if (is_code(found)) return;
+  refuse(name, std::string("be a known ") + type, std::to_string(static_cast<int>(found)));
+}
+
+}  // namespace
+
+std::string Argument::text() const {
+  return index < 0 ? name : std::string(name) + "[" + std::to_string(index) + "]";
+}
+
+void refuse(const Argument& argument, const std::string& constraint, const std::string& found) {
+  throw std::invalid_argument(argument.text() + " must " + constraint + ", got " + found);
+}
+
+void check_size(const char* name, size_t found, size_t expected) {
+  if (found == expected) return;
+  refuse(name, "have " + std::to_string(expected) + " entries", std::to_string(found));
+}
+
+void refuse_range(const Argument& argument, int64_t found, int64_t least, int64_t most) {
+  const std::string limit =
+      found < least ? ">= " + std::to_string(least) : "<= " + std::to_string(most);
+  refuse(argument, "be " + limit, std::to_string(found));
+}
+
+void check_code(const char* name, DType found) { check_code(name, "DType", found); }
+
+void check_code(const char* name, Operation found) { check_code(name, "Operation", found); }
+
+void check_grad_dtype(DType found, DType param_dtype) {
+  check_code("grad_dtype", found);
+  if (found == param_dtype || found == DType::kFloat32) return;
+  const std::string own = std::to_string(static_cast<int>(param_dtype));
+  refuse("grad_dtype", "be DType(" + own + ") like the parameters or DType.float32",
+         "DType(" + std::to_string(static_cast<int>(found)) + ")");
+}
+
+size_t size_of(DType dtype) {
+  if (dtype == DType::kFloat64) return sizeof(double);
+  return dtype == DType::kFloat32 ? sizeof(float) : sizeof(uint16_t);
+}
+
+size_t real_size_of(DType param_dtype) { return std::max(size_of(param_dtype), sizeof(float)); }
+
+void refuse_memory(const Argument& argument, const Memory& found) {
+  const std::string address = std::to_string(found.address);
+  if (!found.is_aligned()) {
+    refuse(argument, "be a multiple of " + std::to_string(found.alignment), address);
+  }
+  const std::string num_bytes = std::to_string(found.num_bytes);
+  refuse(argument, "be the address of at least " + num_bytes + " bytes", address);
+}
+
+void check_flat(DType param_dtype, uintptr_t weight, const Addresses& state, int64_t num_bytes,
+                size_t alignment) {
+  const bool is_needed = size_of(param_dtype) < real_size_of(param_dtype);
+  if (weight != 0 || is_needed) check_memory("weight", {weight, num_bytes, alignment});
+  for (size_t k = 0; k < state.size(); ++k) {
+    check_memory({"state", k}, {state[k], num_bytes, alignment});
+  }
+}
+
+int64_t check_spans(DType param_dtype, const Addresses& params, const std::vector<int64_t>& offsets,
+                    const std::vector<int64_t>& numels) {
+  check_size("offsets", offsets.size(), params.size());
+  check_size("numels", numels.size(), params.size());
+  const auto size = static_cast<int64_t>(size_of(param_dtype));
+  // Every count of bytes is below 2^63, and a count of elements far below.
+  const int64_t most = INT64_MAX / static_cast<int64_t>(real_size_of(param_dtype));
+  int64_t total = 0, past = 0;
+  for (size_t i = 0; i < params.size(); ++i) {
+    check_range({"numels", i}, numels[i], 0, most);
+    check_range({"offsets", i}, offsets[i], 0, most - numels[i]);
+    check_range("the sum of numels", total += numels[i], 0, most);
+    check_memory({"params", i}, {params[i], numels[i] * size, static_cast<size_t>(size)});
+    if (numels[i] > 0) past = std::max(past, offsets[i] + numels[i]);
+  }
+  return past;
+}
+
+}  // namespace wpadamw

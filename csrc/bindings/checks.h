@@ -1,0 +1,79 @@
+// What the bindings ask of their arguments before anything is written. Each check names the
+// argument and says what was found; std::invalid_argument is Python's ValueError.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../dtype.h"
+#include "../operation.h"
+
+namespace wpadamw {
+
+using Addresses = std::vector<uintptr_t>;
+
+// The name of an argument, or of an entry of one: "params[3]".
+struct Argument {
+  const char* name;
+  int64_t index = -1;
+
+  Argument(const char* name) : name(name) {}
+  Argument(const char* name, size_t i) : name(name), index(static_cast<int64_t>(i)) {}
+  std::string text() const;
+};
+
+// "<argument> must <constraint>, got <found>"
+[[noreturn]] void refuse(const Argument& argument, const std::string& constraint,
+                         const std::string& found);
+
+void check_size(const char* name, size_t found, size_t expected);
+[[noreturn]] void refuse_range(const Argument& argument, int64_t found, int64_t least,
+                               int64_t most);
+inline void check_range(const Argument& argument, int64_t found, int64_t least, int64_t most) {
+  if (found < least || found > most) refuse_range(argument, found, least, most);
+}
+
+// Python can make an enum's object from any number.
+void check_code(const char* name, DType found);
+void check_code(const char* name, Operation found);
+// The parameters' own, or float32.
+void check_grad_dtype(DType found, DType param_dtype);
+
+size_t size_of(DType dtype);
+// Of a number of the state.
+size_t real_size_of(DType param_dtype);
+
+// At which so many bytes can begin.
+inline uintptr_t last_address(int64_t num_bytes) {
+  return UINTPTR_MAX - static_cast<uintptr_t>(num_bytes);
+}
+
+// So many bytes at an address; none need no address.
+struct Memory {
+  uintptr_t address;
+  int64_t num_bytes;
+  size_t alignment;  // a power of 2
+
+  bool is_aligned() const { return (address & (alignment - 1)) == 0; }
+  bool is_possible() const {
+    return num_bytes == 0 || (address != 0 && is_aligned() && address <= last_address(num_bytes));
+  }
+};
+
+[[noreturn]] void refuse_memory(const Argument& argument, const Memory& found);
+inline void check_memory(const Argument& argument, const Memory& found) {
+  if (!found.is_possible()) refuse_memory(argument, found);
+}
+
+// What a bucket keeps flat: the true weights, which parameters narrower than their state need, and
+// each kind of state. All are of the same size.
+void check_flat(DType param_dtype, uintptr_t weight, const Addresses& state, int64_t num_bytes,
+                size_t alignment);
+
+// The spans of a bucket. Returns how many elements its flat buffers have at least.
+int64_t check_spans(DType param_dtype, const Addresses& params, const std::vector<int64_t>& offsets,
+                    const std::vector<int64_t>& numels);
+
+}  // namespace wpadamw
