@@ -123,7 +123,7 @@ class Bucket:
         self.real_dtype = layout.REAL_DTYPE[self.dtype]
         self.tensors = self._allocate(dense)
         self.gradients = GradientReader(params, dense)
-        self.kernels = backend.Kernels(self.tensors)
+        self.backend, self.kernels = backend, backend.Kernels(self.tensors)
         self.counts_on_device = counts_on_device
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
@@ -133,6 +133,7 @@ class Bucket:
         self.begun: _Write | None = None
         self.versions: list[int] | None = None
         self._absorb()
+        self.state_versions: list[int] | None = self._state_versions()
         self.own_versions()
         # Where nobody else raises the counters they need not be read again after a write.
         self.knows_versions = not self.kernels.raise_versions and not any(
@@ -261,6 +262,20 @@ class Bucket:
         pairs = zip(versions, self.versions, strict=True)
         return [i for i, (found, expected) in enumerate(pairs) if found != expected]
 
+    def refresh(self) -> None:
+        """Takes note of what happened outside. To be called before anything else is done."""
+        self.settle()
+        if self.columns.refresh():
+            self.state_versions = None
+
+    def can_recreate(self) -> bool:
+        """Whether the state is that from which parameters got what they hold."""
+        return self.state_versions is not None and self.state_versions == self._state_versions()
+
+    def _state_versions(self) -> list[int]:
+        flats = [*self.tensors.state_flat, self.tensors.weight_flat]
+        return [flat._version for flat in flats if flat is not None]
+
     # What parameters hold.
 
     def holds_all(self, mode: Mode) -> bool:
@@ -353,6 +368,7 @@ class Bucket:
         elif completed != begun.completed:
             self.columns.commit(begun.numbers)
             self.held = begun.held
+        self.state_versions = []
         self.finish_write(begun.where)
 
     def _settle_each(self, begun: _Write, completed: list[int]) -> None:
@@ -373,6 +389,8 @@ class Bucket:
         for i, staged in self.staged.items():
             layout.as_real(self.locals[i].detach()).copy_(staged)
         clear_autocast_cache()
+        if self.state_versions is not None:
+            self.state_versions = self._state_versions()
         versions, self.versions = self.versions, None
         increment_version(list(itertools.compress(self.locals, where)) if where else self.locals)
         if versions is not None and where is None and self.knows_versions:

@@ -55,7 +55,7 @@ def _read_group(saved: Group, group: Group, index: int) -> Group:
     mode = saved.get("weights_are", "true")
     # A plain AdamW checkpoint knows nothing of prediction: those options stay as they are.
     read = {**own, "weights_are": mode, **loaded, "params": group["params"]}
-    check_running(read, f"state_dict['param_groups'][{index}]: ")
+    check_running(read, f"state_dict['param_groups'][{index}]")
     check_differentiable(read)
     check_backup(read)
     return read

@@ -59,28 +59,41 @@ def check_running(group: Group, where: str = "") -> None:
     too. ``where`` stands before the name that the error tells.
     """
     lr = group["lr"]
-    if not (_is_number(lr) or (isinstance(lr, Tensor) and lr.numel() == 1)):
-        raise ValueError(f"{where}lr must be a number or a tensor of one element, got {lr!r:.200}")
-    _check_betas(group["betas"], where)
+    if not (_is_number(lr) or _is_one_number(lr)):
+        name = _name("lr", where)
+        raise ValueError(f"{name} must be a number or a tensor of one element, got {lr!r:.200}")
+    _check_betas(_name("betas", where), group["betas"])
     for name in ("eps", "weight_decay", "prediction_steps"):
-        _check_number(where + name, group[name])
+        _check_number(_name(name, where), group[name])
     for name in _FLAGS:
         if isinstance(group[name], Tensor) or group[name] not in (False, True):
-            raise ValueError(f"{where}{name} must be True or False, got {group[name]!r:.200}")
+            name, found = _name(name, where), f"got {group[name]!r:.200}"
+            raise ValueError(f"{name} must be True or False, {found}")
     check_mode(group, where)
 
 
 def check_mode(group: Group, where: str = "") -> None:
     """Raises ValueError for a mode that is none."""
     if group["weights_are"] not in MODES:
-        found = f"got {group['weights_are']!r:.200}"
-        raise ValueError(f"{where}weights_are must be 'true' or 'predicted', {found}")
+        name, found = _name("weights_are", where), f"got {group['weights_are']!r:.200}"
+        raise ValueError(f"{name} must be 'true' or 'predicted', {found}")
 
 
-def _check_betas(betas: Any, where: str) -> None:
+def _name(name: str, where: str) -> str:
+    return f"{where}[{name!r}]" if where else name
+
+
+def _is_one_number(value: Any) -> bool:
+    """Whether a value is a tensor of one real number."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
+        return False
+    return value.numel() == 1 and not (value.is_meta or value.is_complex())
+
+
+def _check_betas(name: str, betas: Any) -> None:
     is_pair = isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(_is_number, betas))
     if not (is_pair and all(0.0 <= float(beta) < 1.0 for beta in betas)):
-        raise ValueError(f"{where}betas must be two numbers in [0, 1), got {betas!r:.200}")
+        raise ValueError(f"{name} must be two numbers in [0, 1), got {betas!r:.200}")
 
 
 def _check_number(name: str, value: Any) -> None:

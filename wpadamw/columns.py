@@ -74,6 +74,8 @@ def _distinct_rows(keys: Sequence[Hashable], make: Callable[[Any], Scalars | Non
 
 
 def _as_prediction(values: Any) -> Prediction:
+    if isinstance(values, Prediction):
+        return values
     return NO_PREDICTION if values is None else Prediction(*torch.as_tensor(values).tolist())
 
 
@@ -96,10 +98,12 @@ class Columns:
         pairs = zip(numbers.counts, numbers.records, strict=True)
         return cls([{"step": count, "prediction": record} for count, record in pairs])
 
-    def refresh(self) -> None:
-        """Reads the tensors again if somebody wrote to them."""
-        if self.versions != (self.steps._version, self.predictions._version):
+    def refresh(self) -> bool:
+        """Reads the tensors again if somebody wrote to them, and tells whether."""
+        is_changed = self.versions != (self.steps._version, self.predictions._version)
+        if is_changed:
             self._read()
+        return is_changed
 
     def all_made(self) -> bool:
         """Whether the last update of every parameter has been predicted from."""

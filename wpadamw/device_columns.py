@@ -40,8 +40,9 @@ class DeviceColumns:
             torch.zeros(2, num_params, dtype=torch.int32, device=device),
         )
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Nothing is cached."""
+        return False
 
     def all_made(self) -> bool:
         """Whether every update is known to have been predicted from: the host does not know."""

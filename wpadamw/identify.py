@@ -7,23 +7,15 @@ modes overwrites what is there: weights written through ``.data`` leave no other
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from wpadamw import layout
+from wpadamw._backends.interface import Rows
 from wpadamw.buckets import Bucket
 from wpadamw.columns import Columns
-from wpadamw.scalars import NULL_PREDICTION, Mode, Prediction, Scalars
-
-# Elements that are compared at a time: what they need of memory stays in the cache.
-_CHUNK_NUMEL = 2**17
-
-# The dtype in which values were computed, and that of the parameters which held them.
-_Cast = tuple[torch.dtype, torch.dtype]
-
+from wpadamw.compare import Cast, differing
+from wpadamw.scalars import NULL_PREDICTION, Mode, Prediction
 
 class Found(NamedTuple):
     """What a parameter holds. True and predicted weights may be the same."""
@@ -51,29 +43,28 @@ def identify(
     model of another dtype are known again, too.
     """
     bucket.stage()
+    chosen = list(indices)
     rows = _all_made(bucket, prediction).prediction_rows()
     casts = _casts(bucket, is_loading)
-    return {
-        i: Found(
-            any(_holds(bucket, i, None, cast) for cast in casts),
-            any(_holds(bucket, i, rows[i], cast) for cast in casts),
-        )
-        for i in indices
-    }
+    true = _holding(bucket, chosen, None, casts)
+    predicted = _holding(bucket, chosen, rows, casts)
+    return {i: Found(i in true, i in predicted) for i in chosen}
 
 
 def unexpected(bucket: Bucket) -> list[int]:
-    """Indices of parameters that do not hold what they should."""
-    if bucket.tensors.weight is None:
+    """Indices of parameters that do not hold what they should.
+
+    Where the state was replaced after they got it nobody can know, and the backup is trusted.
+    """
+    if bucket.tensors.weight is None or not bucket.can_recreate():
         return []
     bucket.stage()
+    casts = [(bucket.real_dtype, bucket.tensors.params[0].dtype)]
     rows = bucket.columns.on_host().prediction_rows()
-    cast = (bucket.real_dtype, bucket.tensors.params[0].dtype)
-    return [
-        i
-        for i, holds_prediction in enumerate(bucket.held)
-        if not _holds(bucket, i, rows[i] if holds_prediction else None, cast)
-    ]
+    predicted = list(itertools.compress(_all(bucket), bucket.held))
+    true = [i for i in _all(bucket) if not bucket.held[i]]
+    right = _holding(bucket, predicted, rows, casts) | _holding(bucket, true, None, casts)
+    return [i for i in _all(bucket) if i not in right]
 
 
 def _all_made(bucket: Bucket, prediction: Prediction) -> Columns:
@@ -82,7 +73,7 @@ def _all_made(bucket: Bucket, prediction: Prediction) -> Columns:
     return columns
 
 
-def _casts(bucket: Bucket, is_loading: bool) -> list[_Cast]:
+def _casts(bucket: Bucket, is_loading: bool) -> list[Cast]:
     """How values may have come into a parameter: computed in one dtype, held in another."""
     former = layout.REAL_DTYPE if is_loading else bucket.former_dtypes
     casts = [(layout.REAL_DTYPE[dtype], dtype) for dtype in former if not dtype.is_complex]
@@ -90,35 +81,16 @@ def _casts(bucket: Bucket, is_loading: bool) -> list[_Cast]:
     return list(dict.fromkeys([own, *casts]))
 
 
-def _holds(bucket: Bucket, i: int, scalars: Scalars | None, cast: _Cast) -> bool:
-    """Whether parameter i holds its prediction by ``scalars`` (None: its true weights)."""
-    if bucket.tensors.weight is None:
-        return False
-    chunks = _chunks(bucket, i, scalars, cast[0])
-    return all(_same(held, expected.to(cast[1]).to(held.dtype)) for held, expected in chunks)
-
-
-def _chunks(
-    bucket: Bucket, i: int, scalars: Scalars | None, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What parameter i holds and what is expected of it, piece by piece in memory order."""
-    param, tensors, rule = bucket.tensors.params[i], bucket.tensors, bucket.rule
-    assert tensors.weight_flat is not None
-    held, offset = param.detach().as_strided((param.numel(),), (1,)), tensors.offsets[i]
-    for begin in range(0, param.numel(), _CHUNK_NUMEL):
-        end = min(begin + _CHUNK_NUMEL, param.numel())
-        expected, *state = (
-            flat[offset + begin : offset + end].to(dtype)
-            for flat in (tensors.weight_flat, *tensors.state_flat)
-        )
-        if scalars is not None:
-            direction = rule.direction(tuple(state), scalars)
-            expected = rule.predict_weight(expected, direction, scalars)
-        yield held[begin:end], expected
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+def _holding(
+    bucket: Bucket, indices: list[int], rows: Rows | None, casts: list[Cast]
+) -> set[int]:
+    """Which parameters hold their predictions by ``rows`` (None: their true weights)."""
+    holding: set[int] = set()
+    if bucket.tensors.weight is not None:
+        for cast in casts:
+            left = [i for i in indices if i not in holding]
+            holding |= set(left) - differing(bucket, left, rows, cast)
+    return holding
 
 
 def group_modes(found: list[list[Found]], file_modes: list[Mode]) -> list[Mode]:

@@ -65,15 +65,13 @@ class GroupPlan:
     def refresh(self, state: AllStates) -> None:
         """Replaces buckets that no longer fit, and serves parameters that have state by now."""
         for bucket in self.buckets:
-            bucket.settle()
+            bucket.refresh()
         has_same_states = holds([state], self.served.states)
         stale = [
             bucket
             for bucket in self.buckets
             if not (bucket.is_intact() and (has_same_states or bucket.has_states_of(state)))
         ]
-        for bucket in self.buckets:
-            bucket.columns.refresh()
         waiting = self.served.pending
         if stale or not has_same_states:
             waiting = [param for param in waiting if state.get(param)]
@@ -111,8 +109,11 @@ class GroupPlan:
             self._bucket(same_kind, state, held, former)
             for same_kind in _by_kind([*left, *params])
         ]
-        for bucket in built if self.has_backup else []:
-            bucket.doubt([id(param) in unknown for param in bucket.params])
+        for bucket in built:
+            if self.has_backup:
+                bucket.doubt([id(param) in unknown for param in bucket.params])
+            if any(other.has_tensors_in_place() for other in stale):  # their states are others now
+                bucket.state_versions = None
         kept = [bucket for bucket in self.buckets if bucket not in stale]
         served = set(map(id, params))
         pending = [param for param in self.served.pending if id(param) not in served]

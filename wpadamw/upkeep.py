@@ -41,6 +41,7 @@ class Plans:
         self.has_warned = False
         self.clipping: Clipping | None = None  # of clip_grad_norm_, for the next step
         self.num_updates = 0
+        self.is_interrupted = False  # between the first and the last write of an operation
         # A checkpoint of which it is not yet known whether newer weights followed it, and the
         # parameters whose true weights it carried.
         self.loaded: Literal["no", "read", "received"] = "no"
@@ -112,6 +113,7 @@ class Upkeep(Optimizer):
         self._modes()
         for group in self.param_groups:
             self._refreshed(group)
+        self._plans.is_interrupted = False
 
     def _check_running(self, group: Group) -> None:
         """Raises ValueError for hyper-parameters that a step could not take."""
@@ -130,33 +132,29 @@ class Upkeep(Optimizer):
 
     def _return_to(self, modes: list[Mode]) -> None:
         """Takes the groups to former modes; groups added since then stay as they are."""
-        self._finish_loading()
+        if self._plans.loaded != "no":
+            self._finish_loading()
+        if self._plans.is_interrupted:
+            self._put_in_order()
         for group, mode in zip(self.param_groups, modes, strict=False):
-            if group["weights_are"] != mode or self._is_unsettled(group):
+            if group["weights_are"] != mode:
                 self._move(group, mode)
-
-    def _is_unsettled(self, group: Group) -> bool:
-        """Whether an operation was interrupted before all parameters were in one mode."""
-        if (plan := self._plans.of(group)) is None:
-            return False
-        for bucket in plan.buckets:
-            if bucket.begun is not None or not bucket.holds_all(group["weights_are"]):
-                return True
-        return False
 
     @torch.no_grad()
     def _move(self, group: Group, mode: Mode) -> None:
         plan = self._refreshed(group)
         if mode == "predicted" and not all(bucket.columns.all_made() for bucket in plan.buckets):
-            plan.check()
+            self._check_running(group)
         moving = [bucket for bucket in plan.buckets if not bucket.holds_all(mode)]
         for bucket in moving:
             self._look(bucket, group)
+        self._plans.is_interrupted = True
         if mode == "predicted":
             group["weights_are"] = mode  # "true" is said only where all parameters are
         for bucket in moving:
             bucket.move(mode, plan.prediction())
         group["weights_are"] = mode
+        self._plans.is_interrupted = False
 
     # Weights from outside.
 

@@ -169,8 +169,10 @@ class WeightPrediction(Upkeep):
         if not any(grads for step in steps for grads in step.grads):
             return False
         self._plans.num_updates += 1
+        self._plans.is_interrupted = True
         for step in steps:
             step.run()
+        self._plans.is_interrupted = False
         return True
 
     def _take_scaling(self) -> Scaling:

@@ -50,6 +50,11 @@ class Rows:
     ) -> None:
         self.distinct, self.index, self.grad_factor = distinct, index, grad_factor
 
+    def of(self, params: Sequence[int]) -> Rows:
+        """The rows of some parameters, in this order."""
+        index = [self.index[i] for i in params] if self.index else ()
+        return Rows(self.distinct, index, self.grad_factor)
+
     def get(self, i: int) -> Scalars | None:
         """The row of parameter ``i``."""
         return self.distinct[self.index[i] if self.index else 0]

@@ -1,0 +1,118 @@
+"""Do parameters hold the weights that the optimizer would write? The kernels say it.
+
+What they would write is written to a small buffer, piece by piece, and compared with what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wpadamw import layout
+from wpadamw._backends.interface import NO_ROWS, BucketTensors, Rows
+from wpadamw.buckets import PADDING, Bucket
+
+# The dtype in which weights are computed, and that in which they are held.
+Cast = tuple[torch.dtype, torch.dtype]
+
+
+class _Piece(NamedTuple):
+    """Elements [begin, end) of a parameter, in memory order."""
+
+    param: int
+    begin: int
+    end: int
+
+
+def differing(
+    bucket: Bucket, indices: list[int], rows: Rows | None, cast: Cast
+) -> set[int]:
+    """Which of a bucket's parameters do not hold their true weights, or predictions by ``rows``."""
+    found: set[int] = set()
+    for pieces in _windows(bucket, indices):
+        expected = _written(bucket, pieces, rows, cast)
+        for piece, values in zip(pieces, expected, strict=True):
+            held = _memory(bucket.tensors.params[piece.param])[piece.begin : piece.end]
+            if piece.param not in found and not _same(held, values.to(held.dtype)):
+                found.add(piece.param)
+    return found
+
+
+def _windows(bucket: Bucket, indices: list[int]) -> Iterator[list[_Piece]]:
+    """All elements of some parameters, as many at a time as the buffer takes."""
+    room = capacity = _capacity(bucket)
+    window: list[_Piece] = []
+    for i in indices:
+        begin, numel = 0, bucket.tensors.params[i].numel()
+        while begin < numel:
+            end = min(numel, begin + room)
+            window.append(_Piece(i, begin, end))
+            room -= -(-(end - begin) // PADDING) * PADDING
+            begin = end
+            if room == 0:
+                yield window
+                window, room = [], capacity
+    if window:
+        yield window
+
+
+def _capacity(bucket: Bucket) -> int:
+    """Elements of the buffer: no matter beside the parameters, and enough for few rounds."""
+    flat = bucket.tensors.state_flat[0]
+    least, rounds = (2**22, 32) if layout.host_must_not_wait(flat.device) else (2**14, 128)
+    return max(least, flat.numel() // rounds // PADDING * PADDING)
+
+
+def _written(
+    bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast
+) -> list[Tensor]:
+    """What the kernels write to the pieces."""
+    tensors = _tensors(bucket, pieces, cast)
+    kernels = bucket.backend.Kernels(tensors)
+    if rows is None:
+        kernels.restore(NO_ROWS)
+    else:
+        kernels.predict(rows.of([piece.param for piece in pieces]))
+    return tensors.params
+
+
+def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast) -> BucketTensors:
+    """The state of the pieces, with a buffer in the place of the parameters."""
+    computed, held = cast
+    source = bucket.tensors
+    assert source.weight_flat is not None
+    numels = [piece.end - piece.begin for piece in pieces]
+    first = source.offsets[pieces[0].param] + pieces[0].begin
+    last = source.offsets[pieces[-1].param] + pieces[-1].end
+    starts = [source.offsets[piece.param] + piece.begin - first for piece in pieces]
+    flat = [f[first:last].to(computed) for f in (source.weight_flat, *source.state_flat)]
+    buffer = torch.empty(_padded(sum(map(_padded, numels))), dtype=held, device=flat[0].device)
+    places = [0]
+    for numel in numels[:-1]:
+        places.append(places[-1] + _padded(numel))
+    pairs = list(zip(starts, numels, strict=True))
+    return BucketTensors(
+        rule=source.rule,
+        params=[buffer[p : p + n] for p, n in zip(places, numels, strict=True)],
+        offsets=starts,
+        weight_flat=flat[0],
+        state_flat=flat[1:],
+        weight=[flat[0][s : s + n] for s, n in pairs],
+        state=[[f[s : s + n] for s, n in pairs] for f in flat[1:]],
+    )
+
+
+def _padded(numel: int) -> int:
+    return -(-numel // PADDING) * PADDING
+
+
+def _memory(dense: Tensor) -> Tensor:
+    """The elements of a dense tensor in memory order."""
+    return dense.detach().as_strided((dense.numel(),), (1,))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
