@@ -1,4 +1,4 @@
-"""Calls the extension with random bad arguments: ``extension_fuzz.py <library> <number of calls>``.
+"""Calls with random bad arguments: ``extension_fuzz.py <library> cpu|cuda <number of calls>``.
 
 A process of its own, since what is not refused may end it. Each call is printed before it is made.
 """
@@ -85,10 +85,10 @@ def spoil(dice: random.Random, calls: Calls) -> None:
     check_refusal(calls, name, arguments)
 
 
-def main(library: str, num_calls: int) -> None:
+def main(library: str, device: str, num_calls: int) -> None:
     extension = build.load(Path(library))
-    kinds = [CpuCalls, CudaCalls] if hasattr(extension, "cuda") else [CpuCalls]
-    all_calls = [kind(extension, dtype) for kind in kinds for dtype in ("float32", "bfloat16")]
+    kind = {"cpu": CpuCalls, "cuda": CudaCalls}[device]
+    all_calls = [kind(extension, dtype) for dtype in ("float32", "bfloat16", "float64")]
     dice = random.Random(0)
     for _ in range(num_calls):
         spoil(dice, dice.choice(all_calls))
@@ -97,4 +97,4 @@ def main(library: str, num_calls: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
