@@ -6,15 +6,18 @@
 namespace wpadamw {
 namespace {
 
-bool is_code(DType found) {
-  switch (found) {
-    case DType::kFloat32:
-    case DType::kBFloat16:
-    case DType::kFloat16:
-    case DType::kFloat64: return true;
+// nullptr: there is none of this code.
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return "float32";
+    case DType::kBFloat16: return "bfloat16";
+    case DType::kFloat16: return "float16";
+    case DType::kFloat64: return "float64";
   }
-  return false;
+  return nullptr;
 }
+
+bool is_code(DType found) { return name_of(found) != nullptr; }
 
 bool is_code(Operation found) {
   switch (found) {
@@ -60,9 +63,9 @@ void check_code(const char* name, Operation found) { check_code(name, "Operation
 void check_grad_dtype(DType found, DType param_dtype) {
   check_code("grad_dtype", found);
   if (found == param_dtype || found == DType::kFloat32) return;
-  const std::string own = std::to_string(static_cast<int>(param_dtype));
-  refuse("grad_dtype", "be DType(" + own + ") like the parameters or DType.float32",
-         "DType(" + std::to_string(static_cast<int>(found)) + ")");
+  const bool is_float32 = param_dtype == DType::kFloat32;
+  const std::string own = is_float32 ? "" : std::string(name_of(param_dtype)) + " or ";
+  refuse("grad_dtype", "be " + own + "float32", name_of(found));
 }
 
 size_t size_of(DType dtype) {

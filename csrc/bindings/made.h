@@ -1,5 +1,5 @@
-// Objects of Python without a C++ object. Where __init__ was left out, pybind11 hands methods memory
-// that no constructor has seen; a second __init__ it ignores in silence.
+// Objects of Python without a C++ object. Where __init__ was left out, pybind11 hands methods
+// memory that no constructor has seen; a second __init__ it ignores in silence.
 #pragma once
 
 #include <pybind11/pybind11.h>

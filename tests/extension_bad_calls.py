@@ -1,0 +1,131 @@
+"""Bad calls of the extension: what is changed in the good arguments, and what the refusal says."""
+
+from __future__ import annotations
+
+MOST = 2**61 - 1  # numbers of the state
+
+
+def dtype(code):
+    return lambda calls: calls.extension.DType(code)
+
+
+def operation(code):
+    return lambda calls: calls.extension.Operation(code)
+
+
+def replaced(name, i, value):
+    """The good list of some call, but for one entry."""
+
+    def change(calls):
+        values = list(next(good[name] for good in calls.good.values() if name in good))
+        return [*values[:i], value, *values[i + 1 :]]
+
+    return change
+
+
+BAD_CODES = [
+    ("grad_dtype", dtype(99), "grad_dtype must be a known DType, got 99"),
+    ("grad_dtype", dtype(2), "grad_dtype must be float32, got float16"),
+    ("operation", operation(-1), "operation must be a known Operation, got -1"),
+]
+BAD_FLAT = [
+    ("rule", "sgd", "rule must be a known name, got sgd"),
+    ("param_dtype", dtype(99), "param_dtype must be a known DType, got 99"),
+    ("state", [64], "state must have 2 entries, got 1"),
+]
+BAD_CPU = {
+    "Bucket": [
+        *BAD_FLAT,
+        ("params", replaced("params", 0, 0), "params[0] must be the address of at least 12 bytes"),
+        ("params", replaced("params", 0, 4097), "params[0] must be a multiple of 4, got 4097"),
+        ("params", replaced("params", 2, 2**64 - 4), f"of at least 160 bytes, got {2**64 - 4}"),
+        ("params", [64], "offsets must have 1 entries, got 3"),
+        ("offsets", replaced("offsets", 2, -64), "offsets[2] must be >= 0, got -64"),
+        ("offsets", replaced("offsets", 2, MOST), f"offsets[2] must be <= {MOST - 40}, got {MOST}"),
+        ("offsets", [0], "offsets must have 3 entries, got 1"),
+        ("numels", replaced("numels", 1, -1), "numels[1] must be >= 0, got -1"),
+        (
+            "numels",
+            replaced("numels", 0, 2**63 - 1),
+            f"numels[0] must be <= {MOST}, got {2**63 - 1}",
+        ),
+        ("numels", [MOST, 0, 1], f"the sum of numels must be <= {MOST}, got {MOST + 1}"),
+        ("numels", [3, 0], "numels must have 3 entries, got 2"),
+        ("weight", 4098, "weight must be a multiple of 4, got 4098"),
+        ("weight", 2**64 - 4, "weight must be the address of at least 416 bytes"),
+        ("state", replaced("state", 1, 0), "state[1] must be the address of at least 416 bytes"),
+        ("state", replaced("state", 0, 4097), "state[0] must be a multiple of 4, got 4097"),
+    ],
+    "set_grads": [
+        ("grads", [0], "grads must have 3 entries, got 1"),
+        ("grads", replaced("grads", 2, 2**64 - 4), f"of at least 160 bytes, got {2**64 - 4}"),
+    ],
+    "run": [
+        *BAD_CODES,
+        ("scalars", [], "scalars must be rows of 10 numbers, got 0"),
+        ("scalars", [1.0] * 19, "scalars must be rows of 10 numbers, got 19"),
+        ("rows", [0, 1], "rows must have 3 entries, got 2"),
+        ("rows", [0, 1, 2], "rows[2] must be <= 1, got 2"),
+        ("rows", [-1, 0, 0], "rows[0] must be >= 0, got -1"),
+        ("last_rows", [0], "last_rows must have 3 entries, got 1"),
+        ("last_rows", [0, 2, 0], "last_rows[1] must be <= 1, got 2"),
+        ("last_rows", [0, 0, -2], "last_rows[2] must be >= -1, got -2"),
+        ("num_threads", 0, "num_threads must be >= 1, got 0"),
+        ("num_threads", 2**31 - 1, f"num_threads must be <= 4096, got {2**31 - 1}"),
+        (
+            "instruction_set",
+            "sse9",
+            "instruction_set must be one that this processor runs, got sse9",
+        ),
+    ],
+}
+BAD_CUDA = {
+    "Bucket": [
+        *BAD_FLAT,
+        ("chunks", 0, "chunks must be the address of at least 64 bytes, got 0"),
+        ("chunks", 4100, "chunks must be a multiple of 8, got 4100"),
+        ("chunks", 2**64 - 8, "chunks must be the address of at least 64 bytes"),
+        ("num_chunks", -1, "num_chunks must be >= 0, got -1"),
+        ("num_chunks", 2**31, f"num_chunks must be <= {2**31 - 1}, got {2**31}"),
+        ("num_tensors", 0, "num_tensors must be >= 1, got 0"),
+        ("num_tensors", 2**31, f"num_tensors must be <= {2**31 - 1}, got {2**31}"),
+        ("grads", 0, "grads must be the address of at least 24 bytes, got 0"),
+        ("weight", 4104, "weight must be a multiple of 16, got 4104"),
+        ("state", replaced("state", 1, 0), "state[1] must be the address of at least 16 bytes"),
+        ("state", replaced("state", 0, 4104), "state[0] must be a multiple of 16, got 4104"),
+    ],
+    "run_row": [
+        *BAD_CODES,
+        ("row", [], "row must have 10 entries, got 0"),
+        ("last", [1.0], "last must have 10 entries, got 1"),
+    ],
+    "run_rows": [
+        *BAD_CODES,
+        ("scalars", 0, "scalars must be the address of at least 80 bytes, got 0"),
+        ("index", 0, "index must be the address of at least 24 bytes, got 0"),
+        ("index", 4098, "index must be a multiple of 4, got 4098"),
+        ("found_inf", 4098, "found_inf must be a multiple of 4, got 4098"),
+    ],
+    "advance": [
+        ("operation", operation(4), "operation must be a known Operation, got 4"),
+        ("num_tensors", -1, "num_tensors must be >= 0, got -1"),
+        ("num_tensors", 2**30, f"num_tensors must be <= {2**30 - 1}, got {2**30}"),
+        ("steps", 0, "steps must be the address of at least 12 bytes, got 0"),
+        ("predictions", 0, "predictions must be the address of at least 168 bytes, got 0"),
+        ("options", 4100, "options must be a multiple of 8, got 4100"),
+        ("has_grad", 0, "has_grad must be the address of at least 3 bytes, got 0"),
+        ("scalars", 0, "scalars must be the address of at least 480 bytes, got 0"),
+        ("index", 2**64 - 4, "index must be the address of at least 24 bytes"),
+        ("found_inf", 2, "found_inf must be a multiple of 4, got 2"),
+    ],
+}
+OF_ANOTHER_TYPE = {
+    "Bucket": [("rule", None), ("param_dtype", 0), ("weight", -1), ("state", [2**64, 0])],
+    "set_grads": [("grads", 64), ("grads", [-1, 0, 0]), ("grads", [None] * 3)],
+    "run": [("scalars", ["x"] * 10), ("rows", [2**31, 0, 0]), ("num_threads", 2**31)],
+}
+NARROW = [
+    ("weight", 0, "weight must be the address of at least 416 bytes, got 0"),
+    ("state", replaced("state", 1, 4098), "state[1] must be a multiple of 4, got 4098"),
+    ("params", replaced("params", 0, 4097), "params[0] must be a multiple of 2, got 4097"),
+]
