@@ -90,34 +90,6 @@ def test_resume_at_every_step_equals_the_uninterrupted_run(
         assert equal(result(net, opt), expected), f"resumed after step {k}"
 
 
-def test_model_loaded_after_the_optimizer_is_trusted():
-    running, running_opt = started()
-    running_opt.restore()
-    net = network(seed=1)
-    opt = optimizer(net)
-    with pytest.warns(UserWarning, match=OUTSIDE):
-        opt.load_state_dict(through_file(running_opt.state_dict()))
-    net.load_state_dict(through_file(running.state_dict()))
-    for module, own in [(running, running_opt), (net, opt)]:
-        train(module, own, range(3, 6))
-    assert equal(held(net), held(running))
-
-
-@pytest.mark.parametrize("mode", ["true", "predicted"])
-def test_model_file_of_other_weights_is_trusted_with_one_warning(mode):
-    _, opt = started()
-    go(opt, mode)
-    net = network(seed=5)
-    twin, other = held(net), optimizer(net)
-    with pytest.warns(UserWarning, match=OUTSIDE) as caught:
-        other.load_state_dict(opt.state_dict())
-    assert len(caught) == 1
-    assert equal(held(net), twin)
-    other.restore()
-    assert equal(held(net), twin)
-    assert all(equal(other.state[p]["weight"], p.detach()) for p in net.parameters())
-
-
 def test_warning_raised_as_an_error_leaves_weights_that_agree_with_the_mode():
     net, opt = started()
     true = [opt.state[p]["weight"].clone() for p in net.parameters()]
@@ -264,7 +236,14 @@ SPOILED = {
     "prediction-beta1": (prediction(beta1=1.0), "'prediction'"),
     "prediction-beta2": (prediction(beta2=2.0), "'prediction'"),
     "weights-are": (group_entry("weights_are", "best"), "'weights_are'"),
-    "lr": (group_entry("lr", -1.0), "learning rate"),
+    "lr": (group_entry("lr", None), r"\['lr'\] must be a number"),
+    "three-betas": (group_entry("betas", (0.9, 0.99, 0.999)), r"\['betas'\]"),
+    "eps": (group_entry("eps", -1.0), r"\['eps'\]"),
+    "backup": (group_entry("backup", "no"), r"\['backup'\]"),
+    "huge-step": (entry("step", 1e300), "'step'"),
+    "sparse": (entry("exp_avg", torch.ones(2).to_sparse()), "'exp_avg'.* dense"),
+    "meta": (entry("exp_avg", torch.ones(2, device="meta")), "'exp_avg'.* data"),
+    "number-twice": (lambda saved: saved["param_groups"][1].update(params=[2, 2]), "once"),
     "steps": (group_entry("prediction_steps", -1.0), "prediction_steps"),
     "group-count": (lambda saved: saved["param_groups"].pop(), "number of parameter groups"),
     "group-size": (lambda saved: saved["param_groups"][1]["params"].pop(), "match the size"),

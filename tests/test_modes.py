@@ -170,8 +170,10 @@ def test_switching_runs_no_kernel_and_takes_no_time_when_nothing_changes(mode, m
     assert not ran
     # Short stretches, many of them: the best is not disturbed by what else runs on the machine.
     assert min(timeit.repeat(switch, number=50, repeat=400)) / 50 < 2e-6
-    (opt.train if mode == "true" else opt.eval)()
-    assert len(ran) == 2
+    opt.zero_grad()
+    with pytest.warns(UserWarning, match="written to from outside"):  # no kernel has written them
+        (opt.train if mode == "true" else opt.eval)()
+    assert ran
 
 
 @pytest.mark.parametrize("shares", [True, False], ids=["shared", "copied"])

@@ -147,10 +147,10 @@ class Bucket:
         if (reason := why_no_memory(self.params[i])) is not None:
             raise RuntimeError(f"params[{i}] {reason}")
         real = layout.as_real(self.locals[i].detach())
-        if layout.is_dense(real):
+        if layout.is_dense(real) and layout.is_aligned(real):
             return real
-        # A view with gaps: kernels work on a dense copy of it.
-        self.staged[i] = real.contiguous()
+        # A view with gaps, or at an odd address: kernels work on a copy of it.
+        self.staged[i] = real.clone(memory_format=torch.contiguous_format)
         return self.staged[i]
 
     def _allocate(self, dense: list[Tensor]) -> BucketTensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -59,6 +60,22 @@ def increment_version(tensors: Sequence[Tensor]) -> None:
     except TypeError:  # before torch 2.6 it takes one tensor
         for tensor in tensors:
             torch.autograd.graph.increment_version(tensor)
+
+
+def outside_inference_mode(function: Function) -> Function:
+    """Has a function work on ordinary tensors where the caller is in `torch.inference_mode`.
+
+    State that came into being there could not be updated elsewhere.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return cast(Function, run)
 
 
 def needs_profiled_step(optimizer: Optimizer) -> bool:

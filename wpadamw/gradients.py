@@ -63,7 +63,7 @@ class GradientReader:
         self._check(i, grad)
         if grad.dtype not in (dense.dtype, torch.float32):
             grad = grad.to(layout.REAL_DTYPE[dense.dtype])
-        if not layout.same_strides(grad, dense):
+        if not (layout.same_strides(grad, dense) and layout.is_aligned(grad)):
             grad = torch.empty_like(dense, dtype=grad.dtype).copy_(grad)
         return grad
 

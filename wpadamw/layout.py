@@ -54,6 +54,11 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether the elements lie at multiples of their size."""
+    return tensor.data_ptr() % tensor.element_size() == 0
+
+
 def overlaps(tensor: Tensor) -> bool:
     """Whether two elements may share an address (expanded tensors)."""
     reach = 1

@@ -93,4 +93,5 @@ def _is_plain(grad: Tensor, like: tuple[Any, ...]) -> bool:
         and dtype in (like[1], torch.float32)
         and not grad.is_neg()
         and (grad.data_ptr() != 0 or grad.numel() == 0)
+        and grad.data_ptr() % grad.element_size() == 0
     )

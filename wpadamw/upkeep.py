@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from wpadamw import _backends, identify, loading
 from wpadamw.buckets import Bucket
 from wpadamw.checks import Group, check_mode, check_recoverable, check_running
-from wpadamw.compat import is_capturing, warn_caller
+from wpadamw.compat import is_capturing, outside_inference_mode, warn_caller
 from wpadamw.plan import GroupPlan
 from wpadamw.rules import AdamW
 from wpadamw.scalars import Mode, group_prediction
@@ -107,6 +107,7 @@ class Upkeep(Optimizer):
                 bucket.move(group["weights_are"], plan.prediction())
         return plan
 
+    @outside_inference_mode
     @torch.no_grad()
     def _put_in_order(self) -> None:
         """Finishes what was interrupted, and takes note of what was written from outside."""
@@ -130,6 +131,7 @@ class Upkeep(Optimizer):
             self._receive()
         return [group["weights_are"] for group in self.param_groups]
 
+    @outside_inference_mode
     def _return_to(self, modes: list[Mode]) -> None:
         """Takes the groups to former modes; groups added since then stay as they are."""
         if self._plans.loaded != "no":
@@ -169,8 +171,6 @@ class Upkeep(Optimizer):
         """Brings parameters that others wrote to into the group's mode."""
         prediction = group_prediction(group)
         found = identify.identify(bucket, indices, prediction)
-        if not bucket.has_backup and self._plans.loaded != "no":
-            found = {}  # there is no copy to compare with: this is the model file
         identify.settle(bucket, found, group["weights_are"], prediction)
         self._warn([(group, [bucket.params[i] for i, kind in found.items() if kind.is_foreign])])
 
@@ -197,12 +197,15 @@ class Upkeep(Optimizer):
                 raise ValueError(f"state_dict cannot be served here: {error}") from error
             raise
 
+    @outside_inference_mode
     @torch.no_grad()
     def _receive(self) -> None:
         """Brings parameters to the weights of the checkpoint, or to newer ones that followed it."""
         plans = [self._plan(group) for group in self.param_groups]
         compared = [plan for plan in plans if plan.has_backup]
         foreign = loading.receive(compared, is_newer=self._plans.loaded == "received")
+        for bucket in (bucket for plan in plans if not plan.has_backup for bucket in plan.buckets):
+            bucket.own_versions()  # there is no copy to compare with: this is the model file
         self._plans.loaded = "received"
         self._warn([(g, [p for p in of if id(p) in self._plans.carried]) for g, of in foreign])
 

@@ -16,7 +16,12 @@ from torch.optim.optimizer import Optimizer
 
 from wpadamw import checkpoint
 from wpadamw.checks import Group, check_dtype, check_unique, plain_numbers
-from wpadamw.compat import check_capture, disable_dynamo, needs_profiled_step
+from wpadamw.compat import (
+    check_capture,
+    disable_dynamo,
+    needs_profiled_step,
+    outside_inference_mode,
+)
 from wpadamw.group_step import GroupStep
 from wpadamw.scalars import Mode
 from wpadamw.scaling import Scaling, clip
@@ -159,6 +164,7 @@ class WeightPrediction(Upkeep):
         self._plans.clipping = None
         super().zero_grad(set_to_none)
 
+    @outside_inference_mode
     def _update(self) -> bool:
         """One update of all groups; False if there was nothing to do."""
         check_capture(self.param_groups)
@@ -272,6 +278,12 @@ class WeightPrediction(Upkeep):
         Raises:
             ValueError: for a file that does not fit. Weights and state are as before.
         """
+        self._load(state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    @outside_inference_mode
+    def _load(self, state_dict: dict[str, Any]) -> None:
         if not isinstance(state_dict, Mapping):
             raise ValueError(f"state_dict must be a dict, got {type(state_dict).__name__}")
         state_dict = dict(state_dict)
@@ -285,6 +297,3 @@ class WeightPrediction(Upkeep):
         )
         self._replace(defaultdict(dict, state), groups)
         self._receive()
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
-

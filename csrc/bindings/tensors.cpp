@@ -145,6 +145,7 @@ class Layouts {
     }
     if (!(found.dtype == like.dtype) && !(found.dtype == dlpack::kFloat32)) return {};
     if (!like.lies_like(found) || (found.data == nullptr && !like.is_empty)) return {};
+    if (address_of(found) % (found.dtype.bits / 8) != 0) return {};
     // DLPack does not tell of numbers that wait to be negated.
     if (py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), grad.ptr())).ptr() !=
         Py_False) {

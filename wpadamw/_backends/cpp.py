@@ -14,6 +14,8 @@ from wpadamw.scalars import NEUTRAL
 
 NAME = "cpp"
 
+_MAX_THREADS = 1024  # of what torch allows: each costs a stack
+
 
 def why_not(device_type: str) -> str | None:
     """Why this backend cannot serve a type of device, or None if it can."""
@@ -77,5 +79,5 @@ class Kernels:
             table,
             rows.index,
             last_index,
-            torch.get_num_threads(),
+            min(torch.get_num_threads(), _MAX_THREADS),
         )
