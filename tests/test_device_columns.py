@@ -322,7 +322,7 @@ def test_an_infinite_norm_is_an_error_where_asked_for(backend):
     parameters_of(pair.device)[0].grad[0] = float("inf")
     with pytest.raises(RuntimeError, match="non-finite"):
         pair.device.clip_grad_norm_(1.0, error_if_nonfinite=True)
-    assert pair.device._plans.clip_factor is None
+    assert pair.device._plans.clipping is None
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["device", "host"])
@@ -349,7 +349,7 @@ def test_scalars_rounded_to_float32_are_those_of_the_host(backend, betas):
     )
     device = DeviceColumns(columns, torch.device("cpu"), kernels)
 
-    rows, _ = device.begin_step(StepOptions(hyper, 0.02, 1.0, True), None, needs_last=True)
+    rows, _ = device.begin_step(StepOptions(hyper, 0.02, 1.0, True), None, [True] * num_counts)
 
     expected = [step_scalars(hyper, 0.02, k + 1, 1.0) for k in range(num_counts)]
     expected += [prediction_scalars(hyper, k) for k in range(num_counts)]

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw._backends.interface import NO_ROWS, BucketTensors, Rows
+from wpadamw._backends.interface import NO_ROWS, BucketTensors, DeviceRows, Rows
 from wpadamw.buckets import PADDING, Bucket
 
 # The dtype in which weights are computed, and that in which they are held.
 Cast = tuple[torch.dtype, torch.dtype]
+AnyRows = Rows | DeviceRows
 
 
 class _Piece(NamedTuple):
@@ -28,7 +29,7 @@ class _Piece(NamedTuple):
 
 
 def differing(
-    bucket: Bucket, indices: list[int], rows: Rows | None, cast: Cast
+    bucket: Bucket, indices: list[int], rows: AnyRows | None, cast: Cast
 ) -> set[int]:
     """Which of a bucket's parameters do not hold their true weights, or predictions by ``rows``."""
     found: set[int] = set()
@@ -67,7 +68,7 @@ def _capacity(bucket: Bucket) -> int:
 
 
 def _written(
-    bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast
+    bucket: Bucket, pieces: list[_Piece], rows: AnyRows | None, cast: Cast
 ) -> list[Tensor]:
     """What the kernels write to the pieces."""
     tensors = _tensors(bucket, pieces, cast)

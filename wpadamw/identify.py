@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from wpadamw import layout
-from wpadamw._backends.interface import Rows
 from wpadamw.buckets import Bucket
 from wpadamw.columns import Columns
-from wpadamw.compare import Cast, differing
+from wpadamw.compare import AnyRows, Cast, differing
 from wpadamw.scalars import NULL_PREDICTION, Mode, Prediction
 
 class Found(NamedTuple):
@@ -60,7 +59,7 @@ def unexpected(bucket: Bucket) -> list[int]:
         return []
     bucket.stage()
     casts = [(bucket.real_dtype, bucket.tensors.params[0].dtype)]
-    rows = bucket.columns.on_host().prediction_rows()
+    rows = bucket.columns.prediction_rows()
     predicted = list(itertools.compress(_all(bucket), bucket.held))
     true = [i for i in _all(bucket) if not bucket.held[i]]
     right = _holding(bucket, predicted, rows, casts) | _holding(bucket, true, None, casts)
@@ -82,7 +81,7 @@ def _casts(bucket: Bucket, is_loading: bool) -> list[Cast]:
 
 
 def _holding(
-    bucket: Bucket, indices: list[int], rows: Rows | None, casts: list[Cast]
+    bucket: Bucket, indices: list[int], rows: AnyRows | None, casts: list[Cast]
 ) -> set[int]:
     """Which parameters hold their predictions by ``rows`` (None: their true weights)."""
     holding: set[int] = set()

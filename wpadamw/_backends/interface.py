@@ -73,6 +73,11 @@ class DeviceRows:
     index: Tensor  # int32, [2, parameters]: the row of each, and the row of its prediction or -1
     found_inf: Tensor | None = None  # float32, one element; not 0: the operation does nothing
 
+    def of(self, params: Sequence[int]) -> DeviceRows:
+        """The rows of some parameters, in this order."""
+        chosen = torch.tensor(params, device=self.index.device)
+        return DeviceRows(self.scalars, self.index[:, chosen], self.found_inf)
+
 
 class ColumnTensors(NamedTuple):
     """Counts and records of n parameters in device memory, and room for rows computed from them."""

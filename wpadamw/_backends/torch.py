@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import torch
 from torch import Tensor
 
@@ -57,17 +59,17 @@ class Kernels:
     def __init__(self, bucket: BucketTensors) -> None:
         self.bucket = bucket
         self.real_dtype = bucket.state_flat[0].dtype
-        self.counts = torch.zeros(len(bucket.params), dtype=torch.int64)
-        self.count_of = self.counts.unbind()
-        self.count_of_advances = torch.zeros((), dtype=torch.int64)
+        # Operations that each parameter has been through, and last the calls of `advance`.
+        self.counts = array("q", [0]) * (len(bucket.params) + 1)
+        self.count_of = torch.frombuffer(self.counts, dtype=torch.int64).unbind()
 
     def completed(self) -> Completed:
         """How many operations each parameter has been through."""
-        return self.counts.tolist()
+        return list(self.counts[:-1])
 
     def advanced(self) -> int:
         """How many calls of `advance` have been done."""
-        return int(self.count_of_advances)
+        return self.counts[-1]
 
     @torch.no_grad()
     def step(
@@ -99,7 +101,7 @@ class Kernels:
 
     def advance(self, columns: ColumnTensors, operation: Operation) -> None:
         """Fill in the rows of an operation; count and record what it does."""
-        advance(columns, operation, self.count_of_advances)
+        advance(columns, operation, self.count_of[-1])
 
     def _write(self, i: int, targets: list[Tensor], values: list[Tensor]) -> None:
         """All that an operation writes of parameter i, and its count, in one call."""
