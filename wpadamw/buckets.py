@@ -97,7 +97,6 @@ class Bucket:
         states: per parameter the state so far, {} at its first gradient. Its tensors are copied
             into the flat buffers and replaced by views of them.
         held: which parameters hold predictions.
-        former_dtypes: those that the parameters have had since the last own write.
         counts_on_device: keep counts, records and scalars there, so that the host never waits for
             them and CUDA graphs can capture a step.
     """
@@ -110,7 +109,6 @@ class Bucket:
         backend: Backend,
         states: list[StateDict],
         held: list[bool],
-        former_dtypes: set[torch.dtype],
         counts_on_device: bool = False,
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
@@ -119,7 +117,7 @@ class Bucket:
         self.staged: dict[int, Tensor] = {}
         dense = [self._dense(i) for i in range(len(params))]
         self.layouts = layouts(self.locals)
-        self.dtype = params[0].dtype  # they may be cast later, and are found to be then
+        self.dtype = params[0].dtype  # they may be cast later
         self.real_dtype = layout.REAL_DTYPE[self.dtype]
         self.tensors = self._allocate(dense)
         self.gradients = GradientReader(params, dense)
@@ -129,7 +127,7 @@ class Bucket:
             "true": [False] * len(params),
             "predicted": [True] * len(params),
         }
-        self.held, self.former_dtypes = held, former_dtypes
+        self.held = held
         self.begun: _Write | None = None
         self.versions: list[int] | None = None
         self._absorb()
@@ -236,7 +234,11 @@ class Bucket:
 
     def is_intact(self) -> bool:
         """Whether parameters and state tensors are where they were at construction."""
-        return self.has_tensors_in_place() and holds(self.states, self.state_values)
+        return self.has_tensors_in_place() and self.has_own_states()
+
+    def has_own_states(self) -> bool:
+        """Whether the state tensors are those of construction."""
+        return holds(self.states, self.state_values)
 
     def has_states_of(self, state: Mapping[Tensor, StateDict]) -> bool:
         """Whether these are the parameters' state dicts."""
@@ -355,7 +357,7 @@ class Bucket:
         """Notes what an operation has written. To be called before anything else is done."""
         if self.begun is not None:
             self._settle(self.begun)
-            self.begun, self.former_dtypes = None, set()
+            self.begun = None
 
     def _settle(self, begun: _Write) -> None:
         completed = self.kernels.completed()

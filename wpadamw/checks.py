@@ -129,6 +129,8 @@ def why_no_memory(param: Tensor) -> str | None:
         return f"must be dense, got layout {local.layout}"
     if local.is_meta:
         return "must have data, got a meta tensor"
+    if not layout.has_memory(local):
+        return "must have memory, got a freed storage"
     if local.is_conj() or local.is_neg() or layout.overlaps(local):
         return (
             "must own one number per element, got a conjugate, negative or expanded view of shape "

@@ -5,6 +5,7 @@ What they would write is written to a small buffer, piece by piece, and compared
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -28,16 +29,38 @@ class _Piece(NamedTuple):
     end: int
 
 
+def unexpected(bucket: Bucket, params: list[Tensor] | None = None) -> list[int]:
+    """Indices of parameters that do not hold what the bucket wrote, or what was cast from it.
+
+    Args:
+        bucket: knows what it wrote.
+        params: dense tensors to look at in the place of its own, in the same memory order.
+    """
+    bucket.stage()
+    cast = (bucket.real_dtype, bucket.tensors.params[0].dtype)
+    predicted = list(itertools.compress(range(len(bucket.held)), bucket.held))
+    true = [i for i, holds_prediction in enumerate(bucket.held) if not holds_prediction]
+    rows = bucket.columns.prediction_rows()
+    return sorted(
+        differing(bucket, predicted, rows, cast, params) | differing(bucket, true, None, cast, params)
+    )
+
+
 def differing(
-    bucket: Bucket, indices: list[int], rows: AnyRows | None, cast: Cast
+    bucket: Bucket,
+    indices: list[int],
+    rows: AnyRows | None,
+    cast: Cast,
+    params: list[Tensor] | None = None,
 ) -> set[int]:
     """Which of a bucket's parameters do not hold their true weights, or predictions by ``rows``."""
     found: set[int] = set()
+    params = params or bucket.tensors.params
     for pieces in _windows(bucket, indices):
         expected = _written(bucket, pieces, rows, cast)
         for piece, values in zip(pieces, expected, strict=True):
-            held = _memory(bucket.tensors.params[piece.param])[piece.begin : piece.end]
-            if piece.param not in found and not _same(held, values.to(held.dtype)):
+            held = _memory(params[piece.param])[piece.begin : piece.end]
+            if piece.param not in found and not _same(held, values.to(held)):
                 found.add(piece.param)
     return found
 

@@ -59,23 +59,24 @@ class GradientReader:
             return None
         if grad.layout != torch.strided or grad.is_nested:
             raise RuntimeError(SPARSE_GRADIENT)
-        grad, dense = layout.as_real(layout.local(grad)), self.dense[i]
-        self._check(i, grad)
+        local, dense = layout.local(grad), self.dense[i]
+        if not layout.has_memory(local):
+            raise RuntimeError(f"the gradient of params[{i}] must have memory, got a freed storage")
+        grad = layout.as_real(local)
+        self._check_fits(i, grad)
         if grad.dtype not in (dense.dtype, torch.float32):
             grad = grad.to(layout.REAL_DTYPE[dense.dtype])
         if not (layout.same_strides(grad, dense) and layout.is_aligned(grad)):
             grad = torch.empty_like(dense, dtype=grad.dtype).copy_(grad)
         return grad
 
-    def _check(self, i: int, grad: Tensor) -> None:
+    def _check_fits(self, i: int, grad: Tensor) -> None:
         dense = self.dense[i]
         if grad.shape != dense.shape or grad.device != dense.device:
             raise RuntimeError(
                 f"the gradient of params[{i}] must have shape {tuple(dense.shape)} and device "
                 f"{dense.device} like the parameter, got {tuple(grad.shape)} and {grad.device}"
             )
-        if grad.numel() and grad.data_ptr() == 0:
-            raise RuntimeError(f"the gradient of params[{i}] must have memory, got a freed storage")
 
 
 def _of_dtype(dtype: torch.dtype, grads: list[Tensor | None]) -> Gradients:

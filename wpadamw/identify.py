@@ -50,22 +50,6 @@ def identify(
     return {i: Found(i in true, i in predicted) for i in chosen}
 
 
-def unexpected(bucket: Bucket) -> list[int]:
-    """Indices of parameters that do not hold what they should.
-
-    Where the state was replaced after they got it nobody can know, and the backup is trusted.
-    """
-    if bucket.tensors.weight is None or not bucket.can_recreate():
-        return []
-    bucket.stage()
-    casts = [(bucket.real_dtype, bucket.tensors.params[0].dtype)]
-    rows = bucket.columns.prediction_rows()
-    predicted = list(itertools.compress(_all(bucket), bucket.held))
-    true = [i for i in _all(bucket) if not bucket.held[i]]
-    right = _holding(bucket, predicted, rows, casts) | _holding(bucket, true, None, casts)
-    return [i for i in _all(bucket) if i not in right]
-
-
 def _all_made(bucket: Bucket, prediction: Prediction) -> Columns:
     columns = Columns.of(bucket.columns.on_host().numbers())
     columns.record(prediction, [not record.made for record in columns.records])
@@ -74,9 +58,9 @@ def _all_made(bucket: Bucket, prediction: Prediction) -> Columns:
 
 def _casts(bucket: Bucket, is_loading: bool) -> list[Cast]:
     """How values may have come into a parameter: computed in one dtype, held in another."""
-    former = layout.REAL_DTYPE if is_loading else bucket.former_dtypes
-    casts = [(layout.REAL_DTYPE[dtype], dtype) for dtype in former if not dtype.is_complex]
     own = (bucket.real_dtype, bucket.tensors.params[0].dtype)
+    others = layout.REAL_DTYPE if is_loading else {}
+    casts = [(layout.REAL_DTYPE[dtype], dtype) for dtype in others if not dtype.is_complex]
     return list(dict.fromkeys([own, *casts]))
 
 
@@ -133,7 +117,7 @@ def settle(
     bucket.finish_write([i in found for i in _all(bucket)])
     astray = any(not kind.is_foreign and not kind.holds(mode) for kind in found.values())
     # What went through another dtype has been rounded there.
-    if bucket.has_backup and (astray or is_loading or bucket.former_dtypes):
+    if bucket.has_backup and (astray or is_loading):
         bucket.move(mode, prediction)
 
 

@@ -20,6 +20,10 @@ REAL_DTYPE = {
 }
 
 
+# No memory lies below.
+_LEAST_ADDRESS = 2**20
+
+
 def host_must_not_wait(device: torch.device) -> bool:
     """Whether a device works while the host goes on, so that reading a tensor there would wait."""
     return device.type != "cpu"
@@ -54,6 +58,11 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the elements lie anywhere; a freed storage leaves an offset from address 0."""
+    return tensor.numel() == 0 or tensor.data_ptr() >= _LEAST_ADDRESS
+
+
 def is_aligned(tensor: Tensor) -> bool:
     """Whether the elements lie at multiples of their size."""
     return tensor.data_ptr() % tensor.element_size() == 0
@@ -72,6 +81,11 @@ def overlaps(tensor: Tensor) -> bool:
 def view_like(flat: Tensor, offset: int, tensor: Tensor) -> Tensor:
     """A view of a flat buffer with the shape and strides of a dense real tensor."""
     return flat.as_strided(tensor.shape, tensor.stride(), flat.storage_offset() + offset)
+
+
+def lies_like(a: Tensor, b: Tensor) -> bool:
+    """Whether a tensor is a dense one of the same shape and memory order as another."""
+    return a.shape == b.shape and is_dense(a) and has_memory(a) and same_strides(a, b)
 
 
 def same_strides(a: Tensor, b: Tensor) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import operator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from wpadamw import _backends, layout
 from wpadamw.buckets import Bucket, StateDict, all_same, holds
 from wpadamw.checks import RUNNING, Group, check_recoverable, check_running
+from wpadamw.compare import unexpected
 from wpadamw.rules import AdamW
 from wpadamw.scalars import Prediction, group_prediction
 
@@ -100,50 +100,37 @@ class GroupPlan:
     def _serve(self, params: list[Tensor], stale: list[Bucket], state: AllStates) -> None:
         """Serves parameters, and those of stale buckets, by new buckets."""
         unknown = {id(param) for param in params if state.get(param)}
-        unknown |= {id(param) for bucket in stale for param in _disturbed(bucket)}
-        held = _held(stale)
-        given_up = [p for bucket in stale for p in bucket.params if not state.get(p)]
+        held: dict[int, bool] = {}
+        for bucket in stale:
+            held |= zip(map(id, bucket.params), _held(bucket, self.is_predicted), strict=True)
+            unknown |= {id(param) for param in _disturbed(bucket)}
         left = [p for bucket in stale for p in bucket.params if state.get(p)]
-        former = {dtype for bucket in stale for dtype in _dtypes(bucket)}
-        built = [
-            self._bucket(same_kind, state, held, former)
-            for same_kind in _by_kind([*left, *params])
-        ]
+        given_up = [p for bucket in stale for p in bucket.params if not state.get(p)]
+        built = [self._bucket(same_kind, state, held) for same_kind in _by_kind([*left, *params])]
         for bucket in built:
             if self.has_backup:
                 bucket.doubt([id(param) in unknown for param in bucket.params])
-            if any(other.has_tensors_in_place() for other in stale):  # their states are others now
+            if not all(other.has_own_states() for other in stale):
                 bucket.state_versions = None
         kept = [bucket for bucket in self.buckets if bucket not in stale]
         served = set(map(id, params))
         pending = [param for param in self.served.pending if id(param) not in served]
         self.served = _Served(kept + built, pending + given_up, list(state.values()))
 
-    def _bucket(
-        self,
-        params: list[Tensor],
-        state: AllStates,
-        held: dict[int, bool],
-        former: set[torch.dtype],
-    ) -> Bucket:
+    def _bucket(self, params: list[Tensor], state: AllStates, held: dict[int, bool]) -> Bucket:
         backend = _backends.choose(self.backend_name, params[0].device.type)
         # A new parameter holds its true weights; one with a state, what its group is said to hold.
-        is_predicted = self.group["weights_are"] == "predicted"
-        holding = [held.get(id(p), is_predicted and bool(state.get(p))) for p in params]
+        holding = [held.get(id(p), self.is_predicted and bool(state.get(p))) for p in params]
         # Defaultdict: asking for the state of a parameter creates it.
         states = [state[param] for param in params]
         # Overflow and captured steps: the host does not know what the device will have counted.
         on_device = (self.amp or self.is_capturable) and layout.host_must_not_wait(params[0].device)
-        return Bucket(
-            params,
-            self.rule,
-            self.has_backup,
-            backend,
-            states,
-            holding,
-            former - {params[0].dtype},
-            on_device,
-        )
+        return Bucket(params, self.rule, self.has_backup, backend, states, holding, on_device)
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether the group is said to hold predictions."""
+        return self.group["weights_are"] == "predicted"
 
 
 def _by_kind(params: list[Tensor]) -> list[list[Tensor]]:
@@ -154,21 +141,25 @@ def _by_kind(params: list[Tensor]) -> list[list[Tensor]]:
     return list(by_kind.values())
 
 
-def _held(buckets: list[Bucket]) -> dict[int, bool]:
-    """What the parameters of buckets hold, by identity."""
-    return {
-        id(param): holds_prediction
-        for bucket in buckets
-        for param, holds_prediction in zip(bucket.params, bucket.held, strict=True)
-    }
+def _held(bucket: Bucket, is_predicted: bool) -> list[bool]:
+    """What parameters are to be taken to hold.
 
-
-def _dtypes(bucket: Bucket) -> set[torch.dtype]:
-    return {bucket.dtype, *bucket.former_dtypes}
+    After a cast it is neither their true weights nor the prediction that one makes in the new dtype:
+    so it is the contrary of what they should hold, and they are written again.
+    """
+    if not bucket.has_backup:
+        return bucket.held
+    pairs = zip(bucket.params, bucket.held, strict=True)
+    return [not is_predicted if p.dtype != bucket.dtype else holds for p, holds in pairs]
 
 
 def _disturbed(bucket: Bucket) -> list[Tensor]:
-    """Parameters whose values may not be the optimizer's own: written to, or moved."""
-    if not bucket.has_tensors_in_place():
+    """Parameters whose values may not be the optimizer's own: written to, or put in their place."""
+    if bucket.has_tensors_in_place():
+        return [bucket.params[i] for i in bucket.written_outside()]
+    moved = [layout.as_real(layout.local(param).detach()) for param in bucket.params]
+    pairs = zip(moved, bucket.tensors.params, strict=True)
+    is_known = bucket.has_backup and bucket.can_recreate() and bucket.has_own_states()
+    if not is_known or not all(layout.lies_like(a, b) for a, b in pairs):
         return bucket.params
-    return [bucket.params[i] for i in bucket.written_outside()]
+    return [bucket.params[i] for i in unexpected(bucket, moved)]

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from wpadamw import layout
+
 # Addresses (0 for None), which tensors have a gradient (None: all), and whether the gradients are
 # float32 instead of the tensors' dtype.
 Found = tuple[list[int], list[bool] | None, bool]
@@ -92,6 +94,6 @@ def _is_plain(grad: Tensor, like: tuple[Any, ...]) -> bool:
         (device, shape, strides) == (like[0], *like[2:])
         and dtype in (like[1], torch.float32)
         and not grad.is_neg()
-        and (grad.data_ptr() != 0 or grad.numel() == 0)
-        and grad.data_ptr() % grad.element_size() == 0
+        and layout.has_memory(grad)
+        and layout.is_aligned(grad)
     )

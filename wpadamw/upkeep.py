@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from wpadamw import _backends, identify, loading
 from wpadamw.buckets import Bucket
 from wpadamw.checks import Group, check_mode, check_recoverable, check_running
+from wpadamw.compare import unexpected
 from wpadamw.compat import is_capturing, outside_inference_mode, warn_caller
 from wpadamw.plan import GroupPlan
 from wpadamw.rules import AdamW
@@ -162,10 +163,10 @@ class Upkeep(Optimizer):
 
     def _look(self, bucket: Bucket, group: Group) -> None:
         """Before a switch: keeps weights from being lost that came without leaving a trace."""
-        if is_capturing():
-            return
-        if found := identify.unexpected(bucket):
-            self._settle(bucket, found, group)
+        # Where the state was replaced meanwhile nobody can know, and the backup is trusted.
+        if bucket.has_backup and bucket.can_recreate() and not is_capturing():
+            if found := unexpected(bucket):
+                self._settle(bucket, found, group)
 
     def _settle(self, bucket: Bucket, indices: list[int], group: Group) -> None:
         """Brings parameters that others wrote to into the group's mode."""
