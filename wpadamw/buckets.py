@@ -394,3 +394,4 @@ class Bucket:
                 list(itertools.compress(self.locals, where or itertools.repeat(True)))
             )
             self.own_versions()
+        torch.clear_autocast_cache()  # it holds casts of the former values

@@ -16,7 +16,13 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, checkpoint, identify
 from wpadamw.buckets import Bucket
-from wpadamw.compat import check_capture, disable_dynamo, needs_profiled_step, warn_caller
+from wpadamw.compat import (
+    check_capture,
+    check_no_transform,
+    disable_dynamo,
+    needs_profiled_step,
+    warn_caller,
+)
 from wpadamw.group_step import GroupStep, move
 from wpadamw.identify import Mode
 from wpadamw.plan import Group, GroupPlan, check_dtype, check_recoverable, check_unique
@@ -41,6 +47,7 @@ class _Plans:
     def __init__(self) -> None:
         self.by_group: dict[int, GroupPlan] = {}
         self.has_warned = False
+        self.updates = 0  # since these plans were made
         self.clip_factor: Tensor | None = None  # of clip_grad_norm_, for the next step
 
 
@@ -111,14 +118,17 @@ class WeightPrediction(Optimizer):
         """
         self._go("true")
 
+    @disable_dynamo
     def train(self) -> None:
         """The same as `predict`, under the name that training frameworks call."""
         self.predict()
 
+    @disable_dynamo
     def eval(self) -> None:
         """The same as `restore`, under the name that training frameworks call."""
         self.restore()
 
+    @disable_dynamo
     @contextmanager
     def true_weights(self) -> Iterator[None]:
         """Run the body with true weights; the former state comes back, also after an error."""
@@ -143,6 +153,7 @@ class WeightPrediction(Optimizer):
 
     @torch.no_grad()
     def _move(self, group: Group, mode: Mode) -> None:
+        check_no_transform(f"going to {mode} weights")
         plan = self._refreshed(group)
         if mode == "predicted" and not all(bucket.columns.all_made() for bucket in plan.buckets):
             check_recoverable(group)
@@ -153,6 +164,7 @@ class WeightPrediction(Optimizer):
 
     # Step.
 
+    @disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update to the true weights and, with ``predict_in_step``, predict the next.
 
@@ -196,6 +208,7 @@ class WeightPrediction(Optimizer):
 
     _profiled_step = Optimizer.profile_hook_step(_step)
 
+    @disable_dynamo
     def clip_grad_norm_(
         self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
     ) -> Tensor:
@@ -218,6 +231,7 @@ class WeightPrediction(Optimizer):
 
     def _update(self) -> bool:
         """One update of all groups; False if there was nothing to do."""
+        check_no_transform("step()")
         check_capture(self.param_groups)
         scaling = self._take_scaling().seen_by_host(self.param_groups)
         if scaling is None:
@@ -225,6 +239,7 @@ class WeightPrediction(Optimizer):
         steps = self._prepare(scaling)
         if not any(grads is not None for step in steps for grads in step.grads):
             return False
+        self._plans.updates += 1
         for step in steps:
             step.run()
         return True
