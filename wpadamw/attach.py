@@ -5,15 +5,15 @@ from __future__ import annotations
 import copyreg
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils import parametrize
 
-from wpadamw.compat import disable_dynamo, is_dynamo_compiling, run_outside_graphs
+from wpadamw.compat import disable_dynamo, run_outside_graphs
 from wpadamw.follow import Follower
 from wpadamw.weight_prediction import WeightPrediction
 
@@ -38,7 +38,11 @@ class _Link(NamedTuple):
 class _Links(tuple[_Link, ...]):
     """The links of a module; copies of it are empty."""
 
-    __slots__ = ()
+    def __init__(self, links: Iterable[_Link]) -> None:
+        # While this is not empty calls are parts of a forward and need not be looked at.
+        self.forwards: Sequence[Follower] = ()
+        if len(self) == 1 and not self[0].is_root:
+            self.forwards = self[0].follower.under_way
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tuple, ()
@@ -94,7 +98,7 @@ _break_graph = disable_dynamo(
 
 
 def _follow_mode(module: Any) -> None:
-    """After ``train`` or ``eval``: true weights at once, predicted ones when they are needed."""
+    """After ``train`` or ``eval``: true weights at once, predicted ones when a forward needs them."""
     for link in getattr(module, LINKS):
         follower = link.follower
         if link.is_root and link.is_of(module) and (follower.under_way or not module.training):
@@ -145,10 +149,10 @@ def _members(plain: type[nn.Module]) -> list[Callable[..., Any]]:
         if is_dynamo_compiling():
             _settle_in_graph(self)
             return plain.__call__(self, *args, **kwargs)
-        for link in self._wpadamw_links:
-            if link.is_root or not link.follower.under_way:
-                return _call(plain, self, args, kwargs)
-        return plain.__call__(self, *args, **kwargs)
+        links = self._wpadamw_links
+        if not links or links.forwards:
+            return plain.__call__(self, *args, **kwargs)
+        return _call(plain, self, args, kwargs)
 
     def train(self: Any, mode: bool = True) -> Any:
         result = plain.train(self, mode)
@@ -275,6 +279,8 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     for module in model.modules():
         if module is model or any(id(param) in own for param in module.parameters()):
             attachment._add(module, is_root=module is model)
+    if model.training and not optimizer.state:
+        optimizer.predict()  # moves nothing: the first forward has nothing to do, in a graph
     return attachment
 
 

@@ -90,11 +90,6 @@ def _run_eagerly(code: CodeType, with_callees: bool) -> bool:
     return True
 
 
-def is_dynamo_compiling() -> bool:
-    """Whether the caller is being traced by torch.compile, which takes this for a constant."""
-    return torch.compiler.is_dynamo_compiling()
-
-
 def is_in_backward() -> bool:
     """Whether this thread runs a backward pass."""
     return torch._C._current_graph_task_id() != -1
