@@ -1,4 +1,4 @@
-"""Forwards that are computed again in the backward pass, with a mode switch or a step in between."""
+"""Forwards that are computed again in the backward pass, after a mode switch or a step."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_forward_of_a_part(way):
 
 @pytest.mark.parametrize("way", [reentrant, non_reentrant])
 def test_whole_model_in_a_checkpoint(way):
-    model, opt = attached(plain)
+    model, _ = attached(plain)
     loss = way(model, inputs_of(9)).square().sum()
     model.state_dict()
     loss.backward()

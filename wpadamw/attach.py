@@ -2,219 +2,13 @@
 
 from __future__ import annotations
 
-import copyreg
-import functools
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from types import FunctionType
-from typing import Any, NamedTuple
 
 from torch import nn
-from torch.compiler import is_dynamo_compiling
-from torch.nn.utils import parametrize
 
-from wpadamw.compat import disable_dynamo, run_outside_graphs
+from wpadamw.attached_class import LINKS, Link, Links, change_class, remove_links
 from wpadamw.follow import Follower
 from wpadamw.weight_prediction import WeightPrediction
-
-# Forward hooks would cost microseconds per call and TorchScript would compile them. So an attached
-# module gets a subclass of its class, as with torch's parametrizations and fully_shard. Which
-# optimizers it follows stands in this attribute of the object.
-LINKS = "_wpadamw_links"
-
-
-class _Link(NamedTuple):
-    """That a module is part of an attached model."""
-
-    module: weakref.ref[nn.Module]
-    follower: Follower
-    is_root: bool
-
-    def is_of(self, module: nn.Module) -> bool:
-        """False in what shares the module's attributes, like a replica of nn.DataParallel."""
-        return self.module() is module
-
-
-class _Links(tuple[_Link, ...]):
-    """The links of a module; copies of it are empty."""
-
-    def __init__(self, links: Iterable[_Link]) -> None:
-        # While this is not empty calls are parts of a forward and need not be looked at.
-        self.forwards: Sequence[Follower] = ()
-        if len(self) == 1 and not self[0].is_root:
-            self.forwards = self[0].follower.under_way
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return tuple, ()
-
-
-# What an attached module does in a call.
-
-
-@run_outside_graphs
-def _call(plain: type[nn.Module], module: Any, args: Any, kwargs: Any) -> Any:
-    """A call that may have to move weights before."""
-    followers = _enter(module)
-    try:
-        outputs = plain.__call__(module, *args, **kwargs)
-    finally:
-        for follower in followers:
-            follower.under_way.pop()
-    for follower in followers:
-        follower.watch(outputs)
-    return outputs
-
-
-@disable_dynamo
-def _enter(module: Any) -> list[Follower]:
-    """Settles the optimizers that follow this call."""
-    followers = []
-    for link in getattr(module, LINKS):
-        if link.is_of(module):
-            if link.follower.is_due(link.is_root):
-                link.follower.settle()
-                followers.append(link.follower)
-        elif link.is_root and getattr(module, "_is_replica", False):
-            link.follower.check_replica()
-    for follower in followers:
-        follower.under_way.append(follower)
-    return followers
-
-
-def _settle_in_graph(module: Any) -> None:
-    """In code that is traced: nothing but guards, unless there is something to do."""
-    for link in getattr(module, LINKS):
-        if not link.follower.is_settled():
-            _break_graph(link.follower)
-
-
-def _break_graph(follower: Follower) -> None:
-    follower.settle()
-
-
-_break_graph = disable_dynamo(
-    _break_graph, "the forward needs other weights: call opt.train() or opt.eval() before"
-)
-
-
-def _follow_mode(module: Any) -> None:
-    """After ``train`` or ``eval``: true weights at once, predicted ones when a forward needs them."""
-    for link in getattr(module, LINKS):
-        follower = link.follower
-        if link.is_root and link.is_of(module) and (follower.under_way or not module.training):
-            if follower.is_due(is_root=True) and not follower.is_settled():
-                follower.settle()
-
-
-@disable_dynamo
-def _restore(module: Any) -> None:
-    for link in getattr(module, LINKS):
-        if link.is_of(module):
-            link.follower.optimizer.restore()
-
-
-# The class of an attached module.
-
-
-class _Quiet:
-    """Keeps a user's ``__init_subclass__`` from being told of our subclasses."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        pass
-
-
-def _attached_class(plain: type[nn.Module], has_own_frame: bool) -> type[nn.Module]:
-    """The subclass of a module class that follows."""
-    for known in type.__subclasses__(plain):
-        if vars(known).get("_wpadamw_key") == (plain, has_own_frame):
-            return known
-    members = {
-        "__module__": plain.__module__,
-        "__qualname__": plain.__qualname__,
-        "__doc__": plain.__doc__,
-        "_wpadamw_key": (plain, has_own_frame),
-        LINKS: (),
-        **{member.__name__: member for member in _members(plain)},
-    }
-    if has_own_frame:
-        members["forward"] = _own_frame(plain)
-    return type(plain)(plain.__name__, (_Quiet, plain), members)
-
-
-def _members(plain: type[nn.Module]) -> list[Callable[..., Any]]:
-    # Looked up in the plain class at each call: fx, for one, replaces nn.Module.__call__ at times.
-
-    @run_outside_graphs
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_dynamo_compiling():
-            _settle_in_graph(self)
-            return plain.__call__(self, *args, **kwargs)
-        links = self._wpadamw_links
-        if not links or links.forwards:
-            return plain.__call__(self, *args, **kwargs)
-        return _call(plain, self, args, kwargs)
-
-    def train(self: Any, mode: bool = True) -> Any:
-        result = plain.train(self, mode)
-        _follow_mode(self)
-        return result
-
-    def state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _restore(self)
-        return plain.state_dict(self, *args, **kwargs)
-
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        return _without_attachment(type(self), plain, plain.__reduce_ex__(self, protocol))
-
-    return [__call__, train, state_dict, __reduce_ex__]
-
-
-def _without_attachment(own: type, plain: type, reduced: Any) -> Any:
-    """What pickle and copy shall make of a module: one of the plain class."""
-    if isinstance(reduced, str) or "_wpadamw_key" not in vars(own):
-        return reduced
-    make, args, *rest = reduced
-    if rest and isinstance(rest[0], dict):
-        rest[0] = {key: value for key, value in rest[0].items() if key != LINKS}
-    if make is copyreg.__newobj__:  # pickle insists that it makes an object of the same class
-        return (copyreg._reconstructor, (plain, object, None), *rest)  # type: ignore[attr-defined]
-    args = tuple(plain if arg is own else arg for arg in args)
-    return (plain if make is own else make, args, *rest)
-
-
-def _own_frame(plain: type[nn.Module]) -> FunctionType:
-    """A class's ``forward``, in a file that is not torch's.
-
-    torch.compile begins with the first function outside torch. For a model that is a class of
-    torch's that would be the caller of the model, and our code would have to be in the graph.
-    """
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return plain.forward(self, *args, **kwargs)
-
-    # TorchScript compiles the wrapped source, with these globals.
-    known = plain.forward.__globals__
-    own = FunctionType(forward.__code__, known, "forward", None, forward.__closure__)
-    return functools.wraps(plain.forward)(own)
-
-
-def _is_torchs(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).split(".")[0] == "torch"
-
-
-def _change_class(module: nn.Module, is_root: bool) -> None:
-    own = type(module)
-    plain, was_framed = vars(own).get("_wpadamw_key", (own, False))
-    if parametrize.is_parametrized(module) and own.__bases__ != (own,):
-        # Each such module has a class of its own, which torch takes away again: go below it.
-        if not hasattr(own, "_wpadamw_key"):
-            own.__bases__ = (_attached_class(own.__bases__[0], False),)
-    elif own is not plain or not hasattr(own, "_wpadamw_key"):
-        has_own_frame = was_framed or (is_root and _is_torchs(plain.forward))
-        module.__class__ = _attached_class(plain, has_own_frame)
-
-
-# Public.
 
 
 class Attachment:
@@ -225,32 +19,35 @@ class Attachment:
         self._modules: list[weakref.ref[nn.Module]] = []
 
     def _add(self, module: nn.Module, is_root: bool) -> None:
-        _change_class(module, is_root)
-        link = _Link(weakref.ref(module), self._follower, is_root)
-        vars(module)[LINKS] = _Links((*vars(module).get(LINKS, ()), link))
+        change_class(module, is_root)
+        link = Link(weakref.ref(module), self._follower, is_root)
+        vars(module)[LINKS] = Links((*vars(module).get(LINKS, ()), link))
         self._modules.append(link.module)
 
     def remove(self) -> None:
         """Detach the model. The parameters keep the weights that they hold."""
         for reference in self._modules:
             if (module := reference()) is not None:
-                _remove_links(module, self._follower)
+                remove_links(module, self._follower)
         self._modules.clear()
-
-
-def _remove_links(module: nn.Module, follower: Follower) -> None:
-    links = _Links(link for link in vars(module).get(LINKS, ()) if link.follower is not follower)
-    vars(module)[LINKS] = links
-    if not links:
-        del vars(module)[LINKS]
-        if "_wpadamw_key" in vars(type(module)):  # else others have changed it since: stays, idle
-            module.__class__ = type(module)._wpadamw_key[0]  # type: ignore[attr-defined]
 
 
 def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     """Let a model's own modes decide which weights it holds.
 
-    TODO
+    A forward of ``model`` in training mode sees predicted weights, one in evaluation mode true
+    weights. So does a forward of a part of it: the mode of ``model`` counts, whatever the mode of
+    the part. From ``model.eval()`` on the parameters hold true weights, for every reader, until a
+    training forward or a step. ``state_dict()`` of the model or of a part returns true weights; as
+    in torch the tensors are the parameters' own, and the next training forward changes them.
+
+    A backward pass begins with the weights of its forward, so that what is computed again
+    (activation checkpointing) is the same; it raises RuntimeError if they are gone.
+
+    The modules get subclasses of their classes, so ``isinstance`` holds and ``type(module) is``
+    does not. Copies, pickles and what TorchScript makes of a model are of the plain classes and
+    follow nothing. Attaching again replaces what was attached for the same parameters. The weights
+    of an optimizer move together: of several models under one optimizer the last call decides.
 
     Args:
         model: the module whose ``forward`` the training loop calls.
@@ -273,9 +70,9 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     optimizer = getattr(optimizer, "optimizer", optimizer)  # a wrapper of accelerate
     if not isinstance(optimizer, WeightPrediction):
         raise TypeError(f"optimizer must be one of wpadamw's, got {type(optimizer).__name__}")
-    _detach(model, optimizer)
-    attachment = Attachment(Follower(model, optimizer))
     own = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    _detach(model, own)
+    attachment = Attachment(Follower(model, optimizer))
     for module in model.modules():
         if module is model or any(id(param) in own for param in module.parameters()):
             attachment._add(module, is_root=module is model)
@@ -284,9 +81,11 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     return attachment
 
 
-def _detach(model: nn.Module, optimizer: WeightPrediction) -> None:
-    """Undoes an earlier attachment of the two: the model may have got new parts since."""
+def _detach(model: nn.Module, params: set[int]) -> None:
+    """Undoes earlier attachments for these parameters: the model may have new parts since."""
     for link in vars(model).get(LINKS, ()):
-        if link.is_root and link.is_of(model) and link.follower.optimizer is optimizer:
+        groups = link.follower.optimizer.param_groups
+        is_replaced = any(id(param) in params for group in groups for param in group["params"])
+        if link.is_root and link.is_of(model) and is_replaced:
             for module in model.modules():
-                _remove_links(module, link.follower)
+                remove_links(module, link.follower)

@@ -54,18 +54,17 @@ def check_no_transform(what: str) -> None:
         )
 
 
-def disable_dynamo(function: Function, why: str = "it may write parameters") -> Function:
+def disable_dynamo(function: Function) -> Function:
     """Keeps torch.compile from tracing into a function and into what it calls.
 
     The function stays as it is and costs nothing more: Dynamo is told about its code instead. (The
     public way wraps it, and imports Dynamo when it is called.)
     """
-    inner = inspect.unwrap(function)
+    inner: Callable[..., Any] = inspect.unwrap(function)
     if not _run_eagerly(inner.__code__, with_callees=True):
         return cast(Function, torch._disable_dynamo(function))  # type: ignore[attr-defined]
     for each in (function, inner):
-        each._torchdynamo_disable = True  # type: ignore[attr-defined]
-        each._torchdynamo_disable_msg = why  # type: ignore[attr-defined]
+        vars(each).update(_torchdynamo_disable=True, _torchdynamo_disable_msg="may write weights")
     return function
 
 
@@ -101,7 +100,7 @@ def is_in_transform() -> bool:
 
 
 def has_saved_tensor_hooks() -> bool:
-    """Whether what autograd saves is packed (save_on_cpu, checkpoints) just now, as far as known."""
+    """Whether what autograd saves is packed just now (save_on_cpu, checkpoints), if known."""
     ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return ask is not None and ask(True) is not None
 

@@ -30,7 +30,7 @@ REPLICA = (
     "nn.DataParallel itself"
 )
 
-# Per optimizer the followers whose models' forwards are under way. Lists, as threads may meet there.
+# Per optimizer the followers whose forwards are under way. (Not a number: threads may meet.)
 _UNDER_WAY: weakref.WeakKeyDictionary[WeightPrediction, list[Follower]]
 _UNDER_WAY = weakref.WeakKeyDictionary()
 
@@ -63,6 +63,12 @@ class Follower:
         Inside a forward only the model itself does: its parts may be in another mode, frozen.
         """
         return not self.under_way or (is_root and self.under_way[-1] is self)
+
+    @disable_dynamo
+    def settle_if_due(self) -> None:
+        """For a mode call of the model, which may come inside a forward."""
+        if self.is_due(is_root=True):
+            self.settle()
 
     @disable_dynamo
     def settle(self) -> None:
