@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import timeit
 
@@ -39,6 +40,19 @@ def test_forward_of_a_part_sees_the_weights_of_the_models_mode(call, in_step):
     assert equal(held(model), true)
     model.train()
     call(model)
+    assert opt.weights_are == "predicted"
+
+
+def test_part_whose_model_is_gone_is_left_alone():
+    model, opt, _ = attached()
+    part = model.net
+    del model
+    gc.collect()
+    opt.eval()
+    part(randn(4, 3))
+    assert opt.weights_are == "true"
+    opt.train()
+    part.eval()(randn(4, 3))
     assert opt.weights_are == "predicted"
 
 

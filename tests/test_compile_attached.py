@@ -131,6 +131,80 @@ def test_one_graph_follows_the_mode(how, make, backend, in_step):
     assert graph_breaks() == 0
 
 
+def compiled_before(make, wrap):
+    """A model that was compiled before it was attached."""
+    counter, model = CompileCounter(), make()
+    call = wrap(model, counter)
+    return counter, model, call
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("make", "wrap", "who"),
+    [
+        (Net, whole, "model"),
+        (Net, whole, "compiled"),
+        (network, whole, "compiled"),
+        (Net, in_place, "model"),
+    ],
+)
+def test_model_that_was_compiled_before_it_is_attached(make, wrap, who, in_step):
+    counter, model, call = compiled_before(make, wrap)
+    opt = optimizer(model, predict_in_step=in_step)
+    handle = wpadamw.attach(call if who == "compiled" else model, opt)
+    twin, twin_opt = attached(make, in_step)
+    for k in range(7):
+        assert equal(backward(Both(model, call), k).detach(), backward(twin, k).detach())
+        for own in (opt, twin_opt):
+            own.step()
+        if k % 3 == 0:
+            assert equal(evaluate(model, call), evaluate(twin, twin))
+        disturb(k, model, opt)
+        disturb(k, twin, twin_opt)
+    assert equal(snapshot(opt), snapshot(twin_opt))
+    assert counter.frame_count <= 4
+    handle.remove()
+    before = opt.weights_are
+    evaluate(model, call)
+    assert opt.weights_are == before
+
+
+def test_class_of_torchs_that_was_compiled_before_is_right_or_says_what_to_do():
+    counter, model, call = compiled_before(network, whole)
+    opt = optimizer(model)
+    wpadamw.attach(model, opt)
+    call(randn(4, 3)).sum().backward()
+    opt.step()
+    model.eval()
+    call(randn(4, 3))
+    assert opt.weights_are == "true"
+    model.train()
+    with pytest.raises(dynamo.exc.Unsupported, match=r"call opt\.train\(\) or opt\.eval\(\)"):
+        call(randn(4, 3))
+
+
+def test_parameters_of_a_model_itself_that_was_compiled_before():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, inputs):
+            return inputs * self.weight
+
+    model = Bare()
+    call = torch.compile(model, backend="eager", fullgraph=True)
+    opt = wpadamw.WPAdamW(model.parameters(), lr=0.1)
+    wpadamw.attach(model, opt)
+    call(torch.ones(3)).sum().backward()
+    opt.step()
+    predicted = call(torch.ones(3))
+    opt.eval()
+    assert equal(call(torch.ones(3)).detach(), predicted.detach())
+    model.eval()
+    assert equal(call(torch.ones(3)).detach(), opt.state[model.weight]["weight"])
+
+
 def test_inductor_follows_the_mode():
     model, opt = attached(Net, True)
     compiled = torch.compile(model, fullgraph=True)

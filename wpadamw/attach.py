@@ -72,10 +72,12 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
         raise TypeError(f"optimizer must be one of wpadamw's, got {type(optimizer).__name__}")
     own = {id(param) for group in optimizer.param_groups for param in group["params"]}
     _detach(model, own)
-    attachment = Attachment(Follower(model, optimizer))
+    inner = getattr(model, "_orig_mod", model)  # of what torch.compile returned
+    attachment = Attachment(Follower(inner, optimizer))
     for module in model.modules():
-        if module is model or any(id(param) in own for param in module.parameters()):
-            attachment._add(module, is_root=module is model)
+        is_root = module is model or module is inner
+        if is_root or any(id(param) in own for param in module.parameters()):
+            attachment._add(module, is_root)
     if model.training and not optimizer.state:
         optimizer.predict()  # moves nothing: the first forward has nothing to do, in a graph
     return attachment

@@ -13,7 +13,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import fx, nn
 from torch.compiler import is_dynamo_compiling
@@ -23,9 +23,8 @@ from wpadamw.compat import disable_dynamo, run_outside_graphs
 from wpadamw.follow import Follower
 
 LINKS = "_wpadamw_links"
-KEY = (
-    "_wpadamw_key"  # of such a subclass: the class below it, and whether it has a frame of its own
-)
+# Of such a subclass: the class below it, and whether it is one for whole models.
+KEY = "_wpadamw_key"
 
 
 class Link(NamedTuple):
@@ -46,6 +45,9 @@ class Links(tuple[Link, ...]):
     def __init__(self, links: Iterable[Link]) -> None:
         # While this is not empty calls are parts of a forward and need not be looked at.
         self.forwards: Sequence[Follower] = ()
+        self.has_entered = (
+            False  # the call that has come to __call__ is about to come to _call_impl
+        )
         if len(self) == 1 and not self[0].is_root:
             self.forwards = self[0].follower.under_way
 
@@ -57,12 +59,14 @@ class Links(tuple[Link, ...]):
 
 
 @run_outside_graphs
-def _call(plain: type[nn.Module], module: Any, args: Any, kwargs: Any) -> Any:
+def _call(call: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
     """A call that may have to move weights before."""
-    followers = _enter(module)
+    links, followers = module._wpadamw_links, _enter(module)
+    links.has_entered = True
     try:
-        outputs = plain.__call__(module, *args, **kwargs)
+        outputs = call(module, *args, **kwargs)
     finally:
+        links.has_entered = False
         for follower in followers:
             follower.under_way.pop()
     for follower in followers:
@@ -130,21 +134,23 @@ class _Quiet:
         pass
 
 
-def _attached_class(plain: type[nn.Module], has_own_frame: bool) -> type[nn.Module]:
+def _attached_class(plain: type[nn.Module], for_root: bool) -> type[nn.Module]:
     """The subclass of a module class that follows."""
     for known in type.__subclasses__(plain):
-        if vars(known).get(KEY) == (plain, has_own_frame):
+        if vars(known).get(KEY) == (plain, for_root):
             return known
     members = {
         "__module__": plain.__module__,
         "__qualname__": plain.__qualname__,
         "__doc__": plain.__doc__,
-        KEY: (plain, has_own_frame),
+        KEY: (plain, for_root),
         LINKS: (),
         **{member.__name__: member for member in _members(plain)},
     }
-    if has_own_frame:
-        members["forward"] = _own_frame(plain)
+    if for_root:
+        members["_call_impl"] = _call_impl(plain)
+        if _is_torchs(forward := inspect.getattr_static(plain, "forward", None)):
+            members["forward"] = _own_frame(plain, forward)
     own: type[nn.Module] = type(plain)(plain.__name__, (_Quiet, plain), members)  # type: ignore[misc]
     return own
 
@@ -160,7 +166,7 @@ def _members(plain: type[nn.Module]) -> list[Callable[..., Any]]:
         links = self._wpadamw_links
         if not links or links.forwards:
             return plain.__call__(self, *args, **kwargs)
-        return _call(plain, self, args, kwargs)
+        return _call(plain.__call__, self, args, kwargs)
 
     def train(self: Any, mode: bool = True) -> Any:
         result = plain.train(self, mode)
@@ -191,7 +197,23 @@ def _without_attachment(own: type, plain: type, reduced: Any) -> Any:
     return (plain if make is own else make, args, *rest)
 
 
-def _own_frame(plain: type[nn.Module]) -> Callable[..., Any]:
+def _call_impl(plain: type[nn.Module]) -> Callable[..., Any]:
+    """The second half of ``__call__``: what ``torch.compile`` took before attach comes here only."""
+
+    @run_outside_graphs
+    def _call_impl(self: Any, *args: Any, **kwargs: Any) -> Any:
+        links = self._wpadamw_links
+        if is_dynamo_compiling() or not links:
+            return plain._call_impl(self, *args, **kwargs)
+        if links.has_entered:
+            links.has_entered = False
+            return plain._call_impl(self, *args, **kwargs)
+        return _call(plain._call_impl, self, args, kwargs)
+
+    return _call_impl
+
+
+def _own_frame(plain: type[nn.Module], theirs: FunctionType) -> Callable[..., Any]:
     """A class's ``forward``, in a file that is not torch's.
 
     torch.compile begins with the first function outside torch. For a model that is a class of
@@ -202,14 +224,12 @@ def _own_frame(plain: type[nn.Module]) -> Callable[..., Any]:
         return plain.forward(self, *args, **kwargs)
 
     # TorchScript compiles the wrapped source, with these globals.
-    known = plain.forward.__globals__
-    own = FunctionType(forward.__code__, known, "forward", None, forward.__closure__)
-    return functools.wraps(plain.forward)(own)
+    code, known = forward.__code__, theirs.__globals__
+    return functools.wraps(theirs)(FunctionType(code, known, "forward", None, forward.__closure__))
 
 
-def _needs_own_frame(plain: type[nn.Module]) -> bool:
-    forward = inspect.getattr_static(plain, "forward", None)
-    return isinstance(forward, FunctionType) and forward.__module__.split(".")[0] == "torch"
+def _is_torchs(function: Any) -> TypeGuard[FunctionType]:
+    return isinstance(function, FunctionType) and function.__module__.split(".")[0] == "torch"
 
 
 def change_class(module: nn.Module, is_root: bool) -> None:
@@ -219,12 +239,12 @@ def change_class(module: nn.Module, is_root: bool) -> None:
         # Each such module has a class of its own, which torch changes at will: go below it.
         if not issubclass(own, _Quiet):
             plain = own.__bases__[0]
-            own.__bases__ = (_attached_class(plain, is_root and _needs_own_frame(plain)),)
+            own.__bases__ = (_attached_class(plain, is_root),)
         return
-    plain, was_framed = vars(own).get(KEY, (own, False))
+    plain, was_root = vars(own).get(KEY, (own, False))
     if own is plain and issubclass(own, _Quiet):
         return  # others have changed the class of an attached module
-    module.__class__ = _attached_class(plain, was_framed or (is_root and _needs_own_frame(plain)))
+    module.__class__ = _attached_class(plain, was_root or is_root)
 
 
 def remove_links(module: nn.Module, follower: Follower) -> None:

@@ -26,7 +26,7 @@ UPDATED = (
     "the optimizer has updated the weights since: call backward() before step()"
 )
 REPLICA = (
-    "the replicas of nn.DataParallel hold {} weights in a forward that needs {} ones: attach the "
+    "the replicas of nn.DataParallel hold other weights than this forward needs: attach the "
     "nn.DataParallel itself"
 )
 
@@ -44,14 +44,11 @@ class Follower:
         self.under_way = _UNDER_WAY.setdefault(optimizer, [])
         self.resumed: _Forward | None = None  # whose backward pass is under way
 
-    def mode(self) -> Mode:
-        """The mode that the model is in."""
-        model = self.model()
-        return "predicted" if model is None or model.training else "true"
-
     def is_settled(self) -> bool:
-        """Whether the optimizer is in the model's mode. Dynamo reads this, and guards on it."""
-        mode = self.mode()
+        """Whether the optimizer is in the model's mode. Dynamo traces this, and guards on it."""
+        if (model := self.model()) is None:  # only a part of it is left, whose mode does not count
+            return True
+        mode = "predicted" if model.training else "true"
         for group in self.optimizer.param_groups:  # noqa: SIM110 - a generator costs a microsecond
             if group["weights_are"] != mode:
                 return False
@@ -80,17 +77,17 @@ class Follower:
                 return
         else:
             self.resumed = None
-        if not self.is_settled() and self._is_served():
-            if self.mode() == "predicted":
+        model = self.model()
+        if model is not None and not self.is_settled() and self._serves(model):
+            if model.training:
                 self.optimizer.predict()
             else:
                 self.optimizer.restore()
 
-    def _is_served(self) -> bool:
+    def _serves(self, model: nn.Module) -> bool:
         """Whether the model holds parameters of the optimizer, not others for a functional call."""
-        model = self.model()
         own = [param for group in self.optimizer.param_groups for param in group["params"]]
-        if model is None or any(map(is_dtensor, own)):  # FSDP puts gathered ones in their place
+        if any(map(is_dtensor, own)):  # FSDP puts gathered ones in their place
             return True
         ids = set(map(id, own))
         return any(id(param) in ids for param in model.parameters())
@@ -99,7 +96,7 @@ class Follower:
     def check_replica(self) -> None:
         """Raises RuntimeError where weights were replicated before they could be moved."""
         if not self.is_settled():
-            raise RuntimeError(REPLICA.format(self.optimizer.weights_are, self.mode()))
+            raise RuntimeError(REPLICA)
 
     @disable_dynamo
     def watch(self, outputs: Any) -> None:
