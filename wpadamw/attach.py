@@ -1,85 +1,60 @@
-"""Hooks on a model that make mode calls unnecessary."""
+"""Models whose own modes decide which weights they hold, without mode calls."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 from torch import nn
 
-from wpadamw.compat import disable_dynamo
+from wpadamw.attached_class import LINKS, Link, Links, change_class, remove_links
+from wpadamw.follow import Follower
 from wpadamw.weight_prediction import WeightPrediction
-
-
-class _Hook:
-    """A hook that acts on one module object only: copies of the model carry an inert one."""
-
-    def __init__(self, module: nn.Module, optimizer: WeightPrediction) -> None:
-        self.module = weakref.ref(module)
-        self.optimizer: WeightPrediction | None = optimizer
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _inert, (type(self),)
-
-    def _owner(self, module: nn.Module) -> WeightPrediction | None:
-        return self.optimizer if self.module() is module else None
-
-
-class _FollowMode(_Hook):
-    """Before a forward: predicted weights in training mode, true weights in evaluation mode."""
-
-    @disable_dynamo
-    def __call__(self, module: nn.Module, *args: Any) -> None:
-        if (optimizer := self._owner(module)) is not None:
-            if module.training:
-                optimizer.predict()
-            else:
-                optimizer.restore()
-
-
-class _RestoreBeforeSaving(_Hook):
-    """Before ``state_dict()``: true weights. The next training forward predicts again."""
-
-    def __call__(self, module: nn.Module, *args: Any) -> None:
-        if (optimizer := self._owner(module)) is not None:
-            optimizer.restore()
-
-
-def _inert(kind: type[_Hook]) -> _Hook:
-    hook = kind.__new__(kind)
-    hook.module, hook.optimizer = _nothing, None  # type: ignore[assignment]
-    return hook
-
-
-def _nothing() -> None:
-    return None
 
 
 class Attachment:
     """What `attach` returns."""
 
-    def __init__(self, handles: list[Any]) -> None:
-        self._handles = handles
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+        self._modules: list[weakref.ref[nn.Module]] = []
+
+    def _add(self, module: nn.Module, is_root: bool) -> None:
+        change_class(module, is_root)
+        link = Link(weakref.ref(module), self._follower, is_root)
+        vars(module)[LINKS] = Links((*vars(module).get(LINKS, ()), link))
+        self._modules.append(link.module)
 
     def remove(self) -> None:
-        """Take the hooks off. The parameters keep the weights that they hold."""
-        for handle in self._handles:
-            handle.remove()
+        """Detach the model. The parameters keep the weights that they hold."""
+        for reference in self._modules:
+            if (module := reference()) is not None:
+                remove_links(module, self._follower)
+        self._modules.clear()
 
 
 def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     """Let a model's own modes decide which weights it holds.
 
     A forward of ``model`` in training mode sees predicted weights, one in evaluation mode true
-    weights, and ``state_dict()`` of it or of a part returns true weights. As in torch the returned
-    tensors are the parameters' own: the next training forward changes them.
+    weights. So does a forward of a part of it: the mode of ``model`` counts, whatever the mode of
+    the part. From ``model.eval()`` on the parameters hold true weights, for every reader, until a
+    training forward or a step. ``state_dict()`` of the model or of a part returns true weights; as
+    in torch the tensors are the parameters' own, and the next training forward changes them.
+
+    A backward pass begins with the weights of its forward, so that what is computed again
+    (activation checkpointing) is the same; it raises RuntimeError if they are gone.
+
+    The modules get subclasses of their classes, so ``isinstance`` holds and ``type(module) is``
+    does not. Copies, pickles and what TorchScript makes of a model are of the plain classes and
+    follow nothing. Attaching again replaces what was attached for the same parameters. The weights
+    of an optimizer move together: of several models under one optimizer the last call decides.
 
     Args:
         model: the module whose ``forward`` the training loop calls.
         optimizer: holds the model's parameters.
 
     Returns:
-        A handle; its ``remove()`` takes the hooks off.
+        A handle; its ``remove()`` detaches the model.
 
     Raises:
         TypeError: if an argument is of another type.
@@ -95,8 +70,24 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     optimizer = getattr(optimizer, "optimizer", optimizer)  # a wrapper of accelerate
     if not isinstance(optimizer, WeightPrediction):
         raise TypeError(f"optimizer must be one of wpadamw's, got {type(optimizer).__name__}")
-    handles = [model.register_forward_pre_hook(_FollowMode(model, optimizer), prepend=True)]
+    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    _detach(model, own)
+    inner = getattr(model, "_orig_mod", model)  # of what torch.compile returned
+    attachment = Attachment(Follower(inner, optimizer))
     for module in model.modules():
-        hook = _RestoreBeforeSaving(module, optimizer)
-        handles.append(module.register_state_dict_pre_hook(hook))  # type: ignore[no-untyped-call]
-    return Attachment(handles)
+        is_root = module is model or module is inner
+        if is_root or any(id(param) in own for param in module.parameters()):
+            attachment._add(module, is_root)
+    if model.training and not optimizer.state:
+        optimizer.predict()  # moves nothing: the first forward has nothing to do, in a graph
+    return attachment
+
+
+def _detach(model: nn.Module, params: set[int]) -> None:
+    """Undoes earlier attachments for these parameters: the model may have new parts since."""
+    for link in vars(model).get(LINKS, ()):
+        groups = link.follower.optimizer.param_groups
+        is_replaced = any(id(param) in params for group in groups for param in group["params"])
+        if link.is_root and link.is_of(model) and is_replaced:
+            for module in model.modules():
+                remove_links(module, link.follower)

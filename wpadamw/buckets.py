@@ -399,3 +399,4 @@ class Bucket:
             self.versions = [version + 1 for version in versions]
         else:
             self.own_versions()
+        torch.clear_autocast_cache()  # it holds casts of the former values

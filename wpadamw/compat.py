@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import CodeType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,6 +21,11 @@ from torch.optim.optimizer import Optimizer
 _LIBRARIES = tuple(os.path.dirname(str(file)) for file in (__file__, torch.__file__))
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Has a function called when the running backward pass has ended without an error."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
 
 
 def check_capture(groups: Sequence[dict[str, Any]]) -> None:
@@ -48,9 +55,64 @@ def device_guard(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def check_no_transform(what: str) -> None:
+    """Raises RuntimeError inside `torch.func` transforms, whose tensors have no memory to write."""
+    if is_in_transform():
+        raise RuntimeError(
+            f"{what} writes parameters in place, got a call inside a torch.func transform: "
+            "call it before or after"
+        )
+
+
 def disable_dynamo(function: Function) -> Function:
-    """Keeps torch.compile from tracing into a function; unlike the public one, imports lazily."""
-    return cast(Function, torch._disable_dynamo(function))  # type: ignore[attr-defined]
+    """Keeps torch.compile from tracing into a function and into what it calls.
+
+    The function stays as it is and costs nothing more: Dynamo is told about its code instead. (The
+    public way wraps it, and imports Dynamo when it is called.)
+    """
+    inner: Callable[..., Any] = inspect.unwrap(function)
+    if not _run_eagerly(inner.__code__, with_callees=True):
+        return cast(Function, torch._disable_dynamo(function))  # type: ignore[attr-defined]
+    for each in (function, inner):
+        vars(each).update(_torchdynamo_disable=True, _torchdynamo_disable_msg="may write weights")
+    return function
+
+
+def run_outside_graphs(function: Function) -> Function:
+    """Has a function run as Python where torch.compile begins with it; what it calls is traced.
+
+    Called by code that is traced it is traced itself.
+    """
+    _run_eagerly(function.__code__, with_callees=False)
+    return function
+
+
+def _run_eagerly(code: CodeType, with_callees: bool) -> bool:
+    """False where this torch has no name for it (before torch 2.7)."""
+    try:
+        frames = torch._C._dynamo.eval_frame
+        skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+        strategy = frames._FrameExecStrategy(skip, skip if with_callees else default)
+        frames.set_code_exec_strategy(code, strategy)
+    except AttributeError:
+        return False
+    return True
+
+
+def is_in_backward() -> bool:
+    """Whether this thread runs a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def is_in_transform() -> bool:
+    """Whether this thread runs a function under a transform of `torch.func`."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Whether what autograd saves is packed just now (save_on_cpu, checkpoints), if known."""
+    ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return ask is not None and ask(True) is not None
 
 
 def increment_version(tensors: Sequence[Tensor]) -> None:

@@ -16,7 +16,12 @@ from wpadamw import _backends, identify, loading
 from wpadamw.buckets import Bucket
 from wpadamw.checks import Group, check_mode, check_recoverable, check_running
 from wpadamw.compare import unexpected
-from wpadamw.compat import is_capturing, outside_inference_mode, warn_caller
+from wpadamw.compat import (
+    check_no_transform,
+    is_capturing,
+    outside_inference_mode,
+    warn_caller,
+)
 from wpadamw.plan import GroupPlan
 from wpadamw.rules import AdamW
 from wpadamw.scalars import Mode, group_prediction
@@ -41,7 +46,7 @@ class Plans:
         self.by_group: dict[int, GroupPlan] = {}
         self.has_warned = False
         self.clipping: Clipping | None = None  # of clip_grad_norm_, for the next step
-        self.num_updates = 0
+        self.updates = 0  # since these plans were made
         self.is_interrupted = False  # between the first and the last write of an operation
         # A checkpoint of which it is not yet known whether newer weights followed it, and the
         # parameters whose true weights it carried.
@@ -145,6 +150,7 @@ class Upkeep(Optimizer):
 
     @torch.no_grad()
     def _move(self, group: Group, mode: Mode) -> None:
+        check_no_transform(f"going to {mode} weights")
         plan = self._refreshed(group)
         if mode == "predicted" and not all(bucket.columns.all_made() for bucket in plan.buckets):
             self._check_running(group)

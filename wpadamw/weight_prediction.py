@@ -18,6 +18,7 @@ from wpadamw import checkpoint
 from wpadamw.checks import Group, check_dtype, check_unique, plain_numbers
 from wpadamw.compat import (
     check_capture,
+    check_no_transform,
     disable_dynamo,
     needs_profiled_step,
     outside_inference_mode,
@@ -75,14 +76,17 @@ class WeightPrediction(Upkeep):
         """
         self._return_to(["true"] * len(self.param_groups))
 
+    @disable_dynamo
     def train(self) -> None:
         """The same as `predict`, under the name that training frameworks call."""
         self.predict()
 
+    @disable_dynamo
     def eval(self) -> None:
         """The same as `restore`, under the name that training frameworks call."""
         self.restore()
 
+    @disable_dynamo
     @contextmanager
     def true_weights(self) -> Iterator[None]:
         """Run the body with true weights; the former state comes back, also after an error."""
@@ -95,6 +99,7 @@ class WeightPrediction(Upkeep):
 
     # Step.
 
+    @disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update to the true weights and, with ``predict_in_step``, predict the next.
 
@@ -138,6 +143,7 @@ class WeightPrediction(Upkeep):
 
     _profiled_step = Optimizer.profile_hook_step(_step)
 
+    @disable_dynamo
     def clip_grad_norm_(
         self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
     ) -> Tensor:
@@ -167,6 +173,7 @@ class WeightPrediction(Upkeep):
     @outside_inference_mode
     def _update(self) -> bool:
         """One update of all groups; False if there was nothing to do."""
+        check_no_transform("step()")
         check_capture(self.param_groups)
         scaling = self._take_scaling().seen_by_host(self.param_groups)
         if scaling is None:
@@ -174,7 +181,7 @@ class WeightPrediction(Upkeep):
         steps = self._prepare(scaling)
         if not any(grads for step in steps for grads in step.grads):
             return False
-        self._plans.num_updates += 1
+        self._plans.updates += 1
         self._plans.is_interrupted = True
         for step in steps:
             step.run()

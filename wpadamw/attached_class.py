@@ -1,0 +1,257 @@
+"""The class of an attached module: what it does in calls, mode calls, savings and copies.
+
+Forward hooks would cost microseconds per call, and TorchScript would compile them. So an attached
+module gets a subclass of its class, as with torch's parametrizations and ``fully_shard``. Which
+optimizers it follows stands in an attribute of the object.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple, TypeGuard
+
+from torch import fx, nn
+from torch.compiler import is_dynamo_compiling
+from torch.nn.utils import parametrize
+
+from wpadamw.compat import disable_dynamo, run_outside_graphs
+from wpadamw.follow import Follower
+
+LINKS = "_wpadamw_links"
+# Of such a subclass: the class below it, and whether it is one for whole models.
+KEY = "_wpadamw_key"
+
+
+class Link(NamedTuple):
+    """That a module is part of an attached model."""
+
+    module: weakref.ref[nn.Module]
+    follower: Follower
+    is_root: bool
+
+    def is_of(self, module: nn.Module) -> bool:
+        """False in what shares the module's attributes, like a replica of nn.DataParallel."""
+        return self.module() is module
+
+
+class Links(tuple[Link, ...]):
+    """The links of a module; copies of it are empty."""
+
+    def __init__(self, links: Iterable[Link]) -> None:
+        # While this is not empty calls are parts of a forward and need not be looked at.
+        self.forwards: Sequence[Follower] = ()
+        self.has_entered = (
+            False  # the call that has come to __call__ is about to come to _call_impl
+        )
+        if len(self) == 1 and not self[0].is_root:
+            self.forwards = self[0].follower.under_way
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, ()
+
+
+# What an attached module does in a call.
+
+
+@run_outside_graphs
+def _call(call: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
+    """A call that may have to move weights before."""
+    links, followers = module._wpadamw_links, _enter(module)
+    links.has_entered = True
+    try:
+        outputs = call(module, *args, **kwargs)
+    finally:
+        links.has_entered = False
+        for follower in followers:
+            follower.under_way.pop()
+    for follower in followers:
+        follower.watch(outputs)
+    return outputs
+
+
+@disable_dynamo
+def _enter(module: Any) -> list[Follower]:
+    """Settles the optimizers that follow this call."""
+    followers = []
+    for link in getattr(module, LINKS):
+        if link.is_of(module):
+            if link.follower.is_due(link.is_root):
+                link.follower.settle()
+                followers.append(link.follower)
+        elif link.is_root and getattr(module, "_is_replica", False):
+            link.follower.check_replica()
+    for follower in followers:
+        follower.under_way.append(follower)
+    return followers
+
+
+def _settle_in_graph(module: Any) -> None:
+    """In code that is traced: nothing but guards, unless there is something to do."""
+    for link in getattr(module, LINKS):
+        if not link.follower.is_settled():
+            _break_graph(link.follower)
+
+
+@disable_dynamo
+def _break_graph(follower: Follower) -> None:
+    follower.settle()
+
+
+# What torch.compile(fullgraph=True) says.
+_break_graph._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "the forward needs other weights: call opt.train() or opt.eval() before"
+)
+
+
+def _follow_mode(module: Any) -> None:
+    """After ``train`` or ``eval``: true weights at once, predicted ones when a forward comes."""
+    for link in getattr(module, LINKS):
+        follower = link.follower
+        is_wanted = follower.under_way or not module.training
+        if link.is_root and link.is_of(module) and is_wanted and not follower.is_settled():
+            follower.settle_if_due()
+
+
+@disable_dynamo
+def _restore(module: Any) -> None:
+    for link in getattr(module, LINKS):
+        if link.is_of(module):
+            link.follower.optimizer.restore()
+
+
+# The class of an attached module.
+
+
+class _Quiet:
+    """Keeps a user's ``__init_subclass__`` from being told of our subclasses."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
+def _attached_class(plain: type[nn.Module], for_root: bool) -> type[nn.Module]:
+    """The subclass of a module class that follows."""
+    for known in type.__subclasses__(plain):
+        if vars(known).get(KEY) == (plain, for_root):
+            return known
+    members = {
+        "__module__": plain.__module__,
+        "__qualname__": plain.__qualname__,
+        "__doc__": plain.__doc__,
+        KEY: (plain, for_root),
+        LINKS: (),
+        **{member.__name__: member for member in _members(plain)},
+    }
+    if for_root:
+        members["_call_impl"] = _call_impl(plain)
+        if _is_torchs(forward := inspect.getattr_static(plain, "forward", None)):
+            members["forward"] = _own_frame(plain, forward)
+    own: type[nn.Module] = type(plain)(plain.__name__, (_Quiet, plain), members)  # type: ignore[misc]
+    return own
+
+
+def _members(plain: type[nn.Module]) -> list[Callable[..., Any]]:
+    # Looked up in the plain class at each call: fx, for one, replaces nn.Module.__call__ at times.
+
+    @run_outside_graphs
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_dynamo_compiling():
+            _settle_in_graph(self)
+            return plain.__call__(self, *args, **kwargs)
+        links = self._wpadamw_links
+        if not links or links.forwards:
+            return plain.__call__(self, *args, **kwargs)
+        return _call(plain.__call__, self, args, kwargs)
+
+    def train(self: Any, mode: bool = True) -> Any:
+        result = plain.train(self, mode)
+        _follow_mode(self)
+        return result
+
+    def state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _restore(self)
+        return plain.state_dict(self, *args, **kwargs)
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        return _without_attachment(type(self), plain, plain.__reduce_ex__(self, protocol))
+
+    return [__call__, train, state_dict, __reduce_ex__]
+
+
+def _without_attachment(own: type, plain: type, reduced: Any) -> Any:
+    """What pickle and copy shall make of a module: one of the plain class."""
+    if isinstance(reduced, str) or KEY not in vars(own):
+        return reduced
+    make, args, *rest = reduced
+    if rest and isinstance(rest[0], dict):
+        rest[0] = {key: value for key, value in rest[0].items() if key != LINKS}
+    if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+        # Pickle insists that it makes an object of the same class.
+        return (copyreg._reconstructor, (plain, object, None), *rest)  # type: ignore[attr-defined]
+    args = tuple(plain if arg is own else arg for arg in args)
+    return (plain if make is own else make, args, *rest)
+
+
+def _call_impl(plain: type[nn.Module]) -> Callable[..., Any]:
+    """The second half of ``__call__``: what ``torch.compile`` took before attach comes here only."""
+
+    @run_outside_graphs
+    def _call_impl(self: Any, *args: Any, **kwargs: Any) -> Any:
+        links = self._wpadamw_links
+        if is_dynamo_compiling() or not links:
+            return plain._call_impl(self, *args, **kwargs)
+        if links.has_entered:
+            links.has_entered = False
+            return plain._call_impl(self, *args, **kwargs)
+        return _call(plain._call_impl, self, args, kwargs)
+
+    return _call_impl
+
+
+def _own_frame(plain: type[nn.Module], theirs: FunctionType) -> Callable[..., Any]:
+    """A class's ``forward``, in a file that is not torch's.
+
+    torch.compile begins with the first function outside torch. For a model that is a class of
+    torch's that would be the caller of the model, and our code would have to be in the graph.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return plain.forward(self, *args, **kwargs)
+
+    # TorchScript compiles the wrapped source, with these globals.
+    code, known = forward.__code__, theirs.__globals__
+    return functools.wraps(theirs)(FunctionType(code, known, "forward", None, forward.__closure__))
+
+
+def _is_torchs(function: Any) -> TypeGuard[FunctionType]:
+    return isinstance(function, FunctionType) and function.__module__.split(".")[0] == "torch"
+
+
+def change_class(module: nn.Module, is_root: bool) -> None:
+    """Gives a module a class that follows its links."""
+    own = type(module)
+    if parametrize.is_parametrized(module) or isinstance(module, fx.GraphModule):
+        # Each such module has a class of its own, which torch changes at will: go below it.
+        if not issubclass(own, _Quiet):
+            plain = own.__bases__[0]
+            own.__bases__ = (_attached_class(plain, is_root),)
+        return
+    plain, was_root = vars(own).get(KEY, (own, False))
+    if own is plain and issubclass(own, _Quiet):
+        return  # others have changed the class of an attached module
+    module.__class__ = _attached_class(plain, was_root or is_root)
+
+
+def remove_links(module: nn.Module, follower: Follower) -> None:
+    """Has a module follow no more, and takes its class back."""
+    links = [link for link in vars(module).get(LINKS, ()) if link.follower is not follower]
+    vars(module)[LINKS] = Links(links)
+    if not links:
+        del vars(module)[LINKS]
+        if KEY in vars(type(module)):  # else others have changed it since: stays, idle
+            module.__class__ = vars(type(module))[KEY][0]

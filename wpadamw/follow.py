@@ -1,0 +1,159 @@
+"""How an optimizer follows the mode of a model. `wpadamw.attach` has the calls that lead here."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wpadamw.compat import (
+    at_end_of_backward,
+    disable_dynamo,
+    has_saved_tensor_hooks,
+    is_in_backward,
+    is_in_transform,
+)
+from wpadamw.scalars import Mode
+from wpadamw.layout import is_dtensor
+from wpadamw.weight_prediction import WeightPrediction
+
+UPDATED = (
+    "a forward is computed again for a backward pass (activation checkpointing, save_on_cpu), but "
+    "the optimizer has updated the weights since: call backward() before step()"
+)
+REPLICA = (
+    "the replicas of nn.DataParallel hold other weights than this forward needs: attach the "
+    "nn.DataParallel itself"
+)
+
+# Per optimizer the followers whose forwards are under way. (Not a number: threads may meet.)
+_UNDER_WAY: weakref.WeakKeyDictionary[WeightPrediction, list[Follower]]
+_UNDER_WAY = weakref.WeakKeyDictionary()
+
+
+class Follower:
+    """Takes one optimizer to the mode of one model."""
+
+    def __init__(self, model: nn.Module, optimizer: WeightPrediction) -> None:
+        self.model = weakref.ref(model)
+        self.optimizer = optimizer
+        self.under_way = _UNDER_WAY.setdefault(optimizer, [])
+        self.resumed: _Forward | None = None  # whose backward pass is under way
+
+    def is_settled(self) -> bool:
+        """Whether the optimizer is in the model's mode. Dynamo traces this, and guards on it."""
+        if (model := self.model()) is None:  # only a part of it is left, whose mode does not count
+            return True
+        plans = self.optimizer._plans
+        if plans.loaded != "no" or plans.is_interrupted:
+            return False
+        mode = "predicted" if model.training else "true"
+        for group in self.optimizer.param_groups:  # noqa: SIM110 - a generator costs a microsecond
+            if group["weights_are"] != mode:
+                return False
+        return True
+
+    def is_due(self, is_root: bool) -> bool:
+        """Whether a call of the model (or of a part) is one that decides the mode.
+
+        Inside a forward only the model itself does: its parts may be in another mode, frozen.
+        """
+        return not self.under_way or (is_root and self.under_way[-1] is self)
+
+    @disable_dynamo
+    def settle_if_due(self) -> None:
+        """For a mode call of the model, which may come inside a forward."""
+        if self.is_due(is_root=True):
+            self.settle()
+
+    @disable_dynamo
+    def settle(self) -> None:
+        """Takes the optimizer to the model's mode."""
+        if is_in_backward():
+            if self.resumed is not None:
+                # Part of a forward is computed again, by now the model may be in another mode.
+                self.resumed.check()
+                return
+        else:
+            self.resumed = None
+        model = self.model()
+        if model is not None and not self.is_settled() and self._serves(model):
+            if model.training:
+                self.optimizer.predict()
+            else:
+                self.optimizer.restore()
+
+    def _serves(self, model: nn.Module) -> bool:
+        """Whether the model holds parameters of the optimizer, not others for a functional call."""
+        own = [param for group in self.optimizer.param_groups for param in group["params"]]
+        if any(map(is_dtensor, own)):  # FSDP puts gathered ones in their place
+            return True
+        ids = set(map(id, own))
+        return any(id(param) in ids for param in model.parameters())
+
+    @disable_dynamo
+    def check_replica(self) -> None:
+        """Raises RuntimeError where weights were replicated before they could be moved."""
+        if not self.is_settled():
+            raise RuntimeError(REPLICA)
+
+    @disable_dynamo
+    def watch(self, outputs: Any) -> None:
+        """Has the backward pass of a forward begin with the weights of that forward."""
+        if torch.is_grad_enabled() and not (is_in_backward() or is_in_transform()):
+            forward = None
+            for tensor in _tensors(outputs):
+                if (node := tensor.grad_fn) is not None:
+                    forward = forward or _Forward(self)
+                    node.register_prehook(forward)
+
+
+class _Forward:
+    """A forward's modes, and a hook on its outputs: what is computed again needs them again."""
+
+    def __init__(self, follower: Follower) -> None:
+        self.follower, self.optimizer = follower, follower.optimizer
+        self.modes = self.optimizer._modes()
+        self.plans = self.optimizer._plans
+        self.updates = self.plans.updates
+        self.is_packed = has_saved_tensor_hooks()
+
+    def __call__(self, grads: tuple[Tensor | None, ...]) -> None:
+        self.follower.resumed = self
+        if self._is_outdated():
+            # Autograd notices by itself what was not packed, and other outputs may be unaffected.
+            if self.is_packed:
+                self.check()
+        elif (former := self.optimizer._modes()) != self.modes:
+            self.optimizer._return_to(self.modes)
+            at_end_of_backward(lambda: self._leave(former))
+
+    def check(self) -> None:
+        """Raises RuntimeError if the weights of the forward are gone."""
+        if self._is_outdated():
+            raise RuntimeError(UPDATED)
+
+    def _is_outdated(self) -> bool:
+        plans = self.optimizer._plans
+        return plans is not self.plans or plans.updates != self.updates
+
+    def _leave(self, former: list[Mode]) -> None:
+        if not self._is_outdated() and self.optimizer._modes() == self.modes:
+            self.optimizer._return_to(former)
+
+
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    """The tensors in what a forward returned."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, dict):
+        yield from _tensors(list(outputs.values()))
+    elif isinstance(outputs, (list, tuple)):
+        for output in outputs:
+            yield from _tensors(output)
+    elif dataclasses.is_dataclass(outputs):
+        yield from _tensors(vars(outputs))
