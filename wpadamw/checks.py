@@ -22,17 +22,21 @@ MODES = get_args(Mode)
 _TORCH_ARGUMENTS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
 _TORCH_KEYWORDS = ("maximize", "foreach", "capturable", "fused")
 _FLAGS = ("amsgrad", "maximize", "capturable", "predict_decay", "predict_in_step", "backup")
+_WITHOUT_EFFECT = ("foreach", "fused")
 # What a step reads of its group.
 RUNNING = ("lr", "betas", "eps", "weight_decay", "prediction_steps", "weights_are", *_FLAGS)
 
 
 def plain_numbers(group: Group) -> Group:
     """A group without numbers of NumPy, which would not load with ``weights_only=True``."""
-    return {key: value.item() if _is_numpy(value) else value for key, value in group.items()}
+    return {key: value if key == "params" else _plain(value) for key, value in group.items()}
 
 
-def _is_numpy(value: Any) -> bool:
-    return type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0
+def _plain(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_plain, value))
+    is_numpy = type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0
+    return value.item() if is_numpy else value
 
 
 def check_hyperparameters(group: Group) -> None:
@@ -48,7 +52,7 @@ def check_hyperparameters(group: Group) -> None:
 
 def check_differentiable(group: Group) -> None:
     """Raises ValueError for ``differentiable=True``."""
-    if group["differentiable"]:
+    if group["differentiable"] is not False:
         raise ValueError("differentiable must be False: the kernels cannot be differentiated")
 
 
@@ -65,10 +69,11 @@ def check_running(group: Group, where: str = "") -> None:
     _check_betas(_name("betas", where), group["betas"])
     for name in ("eps", "weight_decay", "prediction_steps"):
         _check_number(_name(name, where), group[name])
-    for name in _FLAGS:
-        if isinstance(group[name], Tensor) or group[name] not in (False, True):
-            name, found = _name(name, where), f"got {group[name]!r:.200}"
-            raise ValueError(f"{name} must be True or False, {found}")
+    for name in (*_FLAGS, *_WITHOUT_EFFECT):
+        known = (False, True, None) if name in _WITHOUT_EFFECT else (False, True)
+        if isinstance(group[name], Tensor) or group[name] not in known:
+            text = f"{_name(name, where)} must be one of {known}, got {group[name]!r:.200}"
+            raise ValueError(text)
     check_mode(group, where)
 
 

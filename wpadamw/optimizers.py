@@ -102,8 +102,9 @@ class WPAdamW(WeightPrediction):
             "predict_in_step": predict_in_step,
             "backup": backup,
         }
+        defaults = plain_numbers(defaults)
         check_hyperparameters(defaults)
-        defaults = plain_numbers({**defaults, "betas": tuple(map(float, betas))})
+        defaults["betas"] = tuple(map(float, betas))
         super().__init__(params, defaults, amp=amp, backend=backend)
 
     def _rule(self, group: Group) -> AdamW:

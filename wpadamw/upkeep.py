@@ -144,9 +144,12 @@ class Upkeep(Optimizer):
             self._finish_loading()
         if self._plans.is_interrupted:
             self._put_in_order()
-        for group, mode in zip(self.param_groups, modes, strict=False):
-            if group["weights_are"] != mode:
-                self._move(group, mode)
+        pairs = zip(self.param_groups, modes, strict=False)
+        moving = [(group, mode) for group, mode in pairs if group["weights_are"] != mode]
+        for group, _ in moving:
+            check_mode(group)
+        for group, mode in moving:
+            self._move(group, mode)
 
     @torch.no_grad()
     def _move(self, group: Group, mode: Mode) -> None:
