@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import unpickles
 from models import (
     HYPER,
     Reference,
@@ -148,6 +149,7 @@ def test_amp_skips_the_step_if_any_device_overflowed(found_inf):
     assert equal(snapshot(opt), before) == (found_inf > 0)
 
 
+@unpickles
 @pytest.mark.parametrize("mode", ["true", "predicted"])
 @pytest.mark.parametrize(
     "duplicate",
