@@ -47,7 +47,7 @@ COMBINATIONS = (
     Combination("3.11", torch="2.13.0", triton="3.6.0", numpy="2.3.5"),
     Combination("3.11", torch="2.13.0", triton="3.9.0", numpy="2.4.6"),
     Combination("3.12", torch="2.9.1", triton="3.5.1", numpy="2.0.2"),
-    Combination("3.13", torch="2.15.0", triton="3.9.0", numpy="2.4.6"),
+    Combination("3.13", torch="2.14.1", triton="3.9.0", numpy="2.4.6"),
 )
 
 
