@@ -8,7 +8,7 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 TORCH := torch==2.13.0
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: train test lint bench study gpu clean
+.PHONY: train test lint bench study versions gpu clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m wpadamw train $(ARGS)
@@ -27,6 +27,10 @@ bench: $(INSTALLED_BENCH)
 
 study: $(INSTALLED)
 	$(BIN)/python -m wpadamw study --out $(or $(OUT),runs/study) $(ARGS)
+
+versions: $(INSTALLED)
+	$(BIN)/python bench/versions.py $(ARGS)
+	$(BIN)/python bench/report.py
 
 gpu: PYTHON = python3
 gpu:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import plots
 import roofline
 import speed_tables
+import version_tables
 from markup import Results
 from training_table import training
 
@@ -47,6 +48,7 @@ class Plot(NamedTuple):
 
 
 MEASURED, TRAINED, STUDIED = ("cpu.json", "cuda.json"), ("train.json",), ("study.json",)
+TESTED = ("versions.json",)
 TABLES = {
     "speed": Table(speed_tables.speed, MEASURED),
     "full": Table(speed_tables.full, MEASURED),
@@ -56,6 +58,8 @@ TABLES = {
     "study-details": Table(study_tables.details, STUDIED),
     "study-searches": Table(study_tables.searches, STUDIED),
     "study-foresight": Table(study_tables.foresight, STUDIED),
+    "versions": Table(version_tables.versions, TESTED),
+    "promised": Table(version_tables.promised, TESTED),
     "study-norms": Table(study_tables.norm_ratios, STUDIED),
 }
 PLOTS = {

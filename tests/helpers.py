@@ -139,6 +139,10 @@ def load_mid_training(optimizer: WPAdamW, step: int, seed: int = 0) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+# Before torch 2.6 a tensor's own unpickling warns of torch.load's default.
+unpickles = pytest.mark.filterwarnings("ignore:You are using `torch.load` with:FutureWarning")
+
+
 def set_grad(param: Tensor, grad: Tensor | None) -> None:
     """Sets a gradient, also one of another dtype than the parameter."""
     if grad is not None and grad.dtype != param.dtype:

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import unpickles
 from models import backward, equal, held, network, optimizer, randn, snapshot, started, through_file
 from torch import nn
 
@@ -148,6 +149,7 @@ def through_torch_save(model):
     return torch.load(file, weights_only=False)
 
 
+@unpickles
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_torch_save])
 def test_copies_of_the_model_are_inert_and_the_model_is_not(duplicate):
     model, opt, _ = attached(2)

@@ -118,7 +118,8 @@ def train_with(special, dtype, grad_dtype, where, **options):
     grads = [wide(NUMEL, grad_dtype, generator) for _ in range(3)]
     for tensor in [values] if where == "params" else grads[:1]:
         for i in AT if special is not None else ():
-            tensor[i] = special
+            # Converted first: before torch 2.6 an assignment refuses what overflows.
+            tensor[i] = torch.tensor(special, dtype=torch.float64).to(tensor.dtype)
     pair = Twins(lambda: [torch.nn.Parameter(values.clone())], lr=0.01, **options)
     for grad in grads:
         pair.set_grads([grad])

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import unpickles
 from models import (
     HYPER,
     Reference,
@@ -116,6 +117,19 @@ def test_versions_rise_only_where_weights_are_written():
     assert busy._version > versions[1]
 
 
+@pytest.mark.parametrize("refusal", [TypeError, RuntimeError])
+def test_versions_rise_where_torch_takes_one_tensor_at_a_time(refusal, monkeypatch):
+    increment = torch.autograd.graph.increment_version
+
+    def increment_one(tensor):
+        if not isinstance(tensor, torch.Tensor):
+            raise refusal("increment_version expect a Tensor as input")
+        increment(tensor)
+
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", increment_one)
+    test_versions_rise_only_where_weights_are_written()
+
+
 @pytest.mark.parametrize("amp", [False, True], ids=["default", "amp"])
 def test_gradient_scaler_scales_away_and_skips_overflows(amp):
     net, opt = started(steps=0, amp=amp)
@@ -148,6 +162,7 @@ def test_amp_skips_the_step_if_any_device_overflowed(found_inf):
     assert equal(snapshot(opt), before) == (found_inf > 0)
 
 
+@unpickles
 @pytest.mark.parametrize("mode", ["true", "predicted"])
 @pytest.mark.parametrize(
     "duplicate",

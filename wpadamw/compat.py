@@ -119,7 +119,7 @@ def increment_version(tensors: Sequence[Tensor]) -> None:
     """Tells autograd that kernels wrote to the tensors."""
     try:
         torch.autograd.graph.increment_version(tensors)
-    except TypeError:  # before torch 2.6 it takes one tensor
+    except (TypeError, RuntimeError):  # before torch 2.6 it takes one tensor
         for tensor in tensors:
             torch.autograd.graph.increment_version(tensor)
 

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,8 @@ from types import ModuleType
 import pybind11
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "cuda-on-host"  # kept, so that only changes are compiled
+# Kept, so that only changes are compiled.
+BUILD = ROOT / "build" / f"cuda-on-host-{sysconfig.get_config_var('SOABI')}"
 
 
 def build() -> Path:
@@ -29,6 +31,8 @@ def build() -> Path:
     # The programs of this environment, activated or not.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with _alone():
+        # It names the programs of an environment that may be gone.
+        (BUILD / "CMakeCache.txt").unlink(missing_ok=True)
         for command in (configure, ["cmake", "--build", str(BUILD)]):
             done = subprocess.run(
                 command, env={**os.environ, "PATH": path}, capture_output=True, text=True

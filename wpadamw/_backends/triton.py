@@ -15,7 +15,8 @@ from wpadamw._backends.interface import BucketTensors, ColumnTensors, DeviceRows
 
 NAME = "triton"
 
-_OLDEST = (3, 2)
+# Tests of the kernels pass from here on: see docs/compatibility.md.
+_OLDEST = (3, 4)
 
 
 @cache
@@ -81,6 +82,9 @@ class Kernels(DeviceKernels):
         """Everything of a launch that is known when it is compiled."""
         state = self.bucket.state_flat
         width = 16 // state[0].element_size()  # elements of a 16-byte access of the state
+        # Of each array a thread does two, or one where the registers do not suffice: gradients
+        # that become float64 made some compilers spill.
+        num_accesses = 1 if grad_dtype.itemsize < self.param_dtype.itemsize else 2
         return {
             **_does(operation),
             "HAS_BACKUP": self.bucket.weight_flat is not None,
@@ -91,7 +95,7 @@ class Kernels(DeviceKernels):
             "PARAM_ALIGNMENT": width * self.param_dtype.itemsize,
             "GRAD_ALIGNMENT": width * grad_dtype.itemsize,
             "CHUNK_NUMEL": CHUNK_NUMEL,
-            "num_warps": CHUNK_NUMEL // (2 * width * 32),  # two such accesses a thread and array
+            "num_warps": CHUNK_NUMEL // (num_accesses * width * 32),
             "enable_fp_fusion": False,
         }
 
