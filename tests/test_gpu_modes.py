@@ -322,17 +322,17 @@ def step_after_other_gradients(optimizer):
     optimizer.step()
 
 
-def there_and_back(optimizer):
-    optimizer.restore()
-    optimizer.predict()
+def literal_step(optimizer):
+    optimizer.param_groups[0]["predict_in_step"] = False
     optimizer.step()
+    optimizer.predict()
 
 
 ACTIONS = {
     "step": WPAdamW.step,
     "other-gradients": step_after_other_gradients,
     "clipping": clipped_step,
-    "restore-and-predict": there_and_back,
+    "literal": literal_step,
 }
 
 

@@ -128,6 +128,7 @@ class Bucket:
             "predicted": [True] * len(params),
         }
         self.held = held
+        self.is_after_literal_step = False
         self.begun: _Write | None = None
         self.versions: list[int] | None = None
         self._absorb()
@@ -310,12 +311,14 @@ class Bucket:
             self.kernels.step(grads, rows, last, options.predict_next)
 
         self._write(run, columns.after_step(options, has_grad), after, has_grad, resume)
+        self.is_after_literal_step = not options.predict_next
 
     def predict(self, prediction: Prediction) -> None:
         """Goes to predicted weights; ``prediction`` is for those that have none yet."""
         if not self.has_backup and any(self.held):
             self.restore()
         rows = self.columns.begin_predict(prediction)
+        self.is_after_literal_step = False
         self._write(
             lambda: self.kernels.predict(rows), self.columns.numbers(), self.uniform["predicted"]
         )
@@ -323,6 +326,7 @@ class Bucket:
     def restore(self) -> None:
         """Goes to true weights."""
         rows = self.columns.last_rows(self._computed_back())
+        self.is_after_literal_step = False
         self._write(
             lambda: self.kernels.restore(rows), self.columns.numbers(), self.uniform["true"]
         )

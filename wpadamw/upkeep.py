@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from wpadamw import _backends, identify, loading
+from wpadamw import _backends, identify, layout, loading
 from wpadamw.buckets import Bucket
 from wpadamw.checks import Group, check_mode, check_recoverable, check_running
 from wpadamw.compare import unexpected
@@ -172,10 +172,15 @@ class Upkeep(Optimizer):
 
     def _look(self, bucket: Bucket, group: Group) -> None:
         """Before a switch: keeps weights from being lost that came without leaving a trace."""
+        if is_capturing() or not bucket.has_backup:
+            return
+        # In the literal form every step is followed by a switch: a GPU is not waited for then.
+        must_not_wait = layout.host_must_not_wait(bucket.tensors.params[0].device)
+        if bucket.is_after_literal_step and must_not_wait:
+            return
         # Where the state was replaced meanwhile nobody can know, and the backup is trusted.
-        if bucket.has_backup and bucket.can_recreate() and not is_capturing():
-            if found := unexpected(bucket):
-                self._settle(bucket, found, group)
+        if bucket.can_recreate() and (found := unexpected(bucket)):
+            self._settle(bucket, found, group)
 
     def _settle(self, bucket: Bucket, indices: list[int], group: Group) -> None:
         """Brings parameters that others wrote to into the group's mode."""
