@@ -211,17 +211,20 @@ def run_pair(trial, changes):
 
 def is_refused(param):
     grad = param.grad
-    return grad is not None and (
-        grad.shape != param.shape or grad.untyped_storage().nbytes() == 0
-    )
+    return grad is not None and (grad.shape != param.shape or grad.untyped_storage().nbytes() == 0)
 
 
 def applies(changes):
     """Whether the second change can be made to what the first has left."""
     first, second = changes
-    return first not in REFUSED and not (first is none and second in OF_GRADIENTS) or second in (
-        as_it_is,
-        *OF_PARAMETERS,
+    return (
+        first not in REFUSED
+        and not (first is none and second in OF_GRADIENTS)
+        or second
+        in (
+            as_it_is,
+            *OF_PARAMETERS,
+        )
     )
 
 

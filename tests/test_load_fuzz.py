@@ -55,7 +55,9 @@ def mutate_entry(saved, numbers):
 def mutate_numbers(saved, numbers):
     entry = saved["state"][numbers.choice(list(saved["state"]))]
     tensor = entry[numbers.choice([*entry])]
-    tensor.view(-1)[numbers.randrange(tensor.numel())] = numbers.choice([0, -1, 3.5, 1e30, float("nan"), float("-inf")])
+    tensor.view(-1)[numbers.randrange(tensor.numel())] = numbers.choice(
+        [0, -1, 3.5, 1e30, float("nan"), float("-inf")]
+    )
 
 
 def mutate_group(saved, numbers):
@@ -84,7 +86,14 @@ def mutate_structure(saved, numbers):
         saved[where] = any_value(numbers)
 
 
-MUTATIONS = [mutate_entry, mutate_entry, mutate_numbers, mutate_group, mutate_group, mutate_structure]
+MUTATIONS = [
+    mutate_entry,
+    mutate_entry,
+    mutate_numbers,
+    mutate_group,
+    mutate_group,
+    mutate_structure,
+]
 
 
 def is_usable(opt, net):
@@ -135,7 +144,9 @@ def usable_or_refused(opt, net, k):
 
 
 @pytest.mark.parametrize(
-    "data", [torch.ones(5, 3, device="meta"), torch.zeros(1, 1).expand(5, 3)], ids=["meta", "expanded"]
+    "data",
+    [torch.ones(5, 3, device="meta"), torch.zeros(1, 1).expand(5, 3)],
+    ids=["meta", "expanded"],
 )
 def test_a_model_that_cannot_be_loaded_into_is_named(data):
     _, running_opt = started()

@@ -6,7 +6,17 @@ import copy
 
 import pytest
 import torch
-from models import equal, held, network, optimizer, set_grads, snapshot, started, through_file, train
+from models import (
+    equal,
+    held,
+    network,
+    optimizer,
+    set_grads,
+    snapshot,
+    started,
+    through_file,
+    train,
+)
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -172,9 +182,16 @@ def test_names_of_parameters_are_in_the_warning():
 
 @pytest.mark.parametrize("is_model_first", [True, False], ids=["model-first", "optimizer-first"])
 @pytest.mark.parametrize("model_mode", MODES)
-@pytest.mark.parametrize(("saved", "loaded"), [("bfloat16", "float32"), ("float32", "bfloat16"),
-                                               ("bfloat16", "float64"), ("float32", "float64"),
-                                               ("bfloat16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        ("bfloat16", "float32"),
+        ("float32", "bfloat16"),
+        ("bfloat16", "float64"),
+        ("float32", "float64"),
+        ("bfloat16", "bfloat16"),
+    ],
+)
 def test_masters_survive_a_change_of_the_models_dtype(saved, loaded, model_mode, is_model_first):
     running, running_opt = started(dtype=DTYPES[saved])
     masters = [state["weight"].to(DTYPES[loaded]) for state in running_opt.state.values()]
@@ -213,9 +230,7 @@ def test_distributed_checkpoint_functions_restore_model_and_optimizer(mode):
     model_file, optimizer_file = copy.deepcopy(get_state_dict(running, running_opt))
     net = network(seed=7)
     opt = wpadamw.WPAdamW(net.parameters(), lr=0.01)
-    set_state_dict(
-        net, opt, model_state_dict=model_file, optim_state_dict=optimizer_file
-    )
+    set_state_dict(net, opt, model_state_dict=model_file, optim_state_dict=optimizer_file)
     for module, own in [(running, running_opt), (net, opt)]:
         set_grads(module.parameters(), seed=5)
         own.step()

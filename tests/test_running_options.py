@@ -8,14 +8,33 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import equal, held, network, optimizer, set_grads, snapshot, started, through_file, train
+from models import (
+    equal,
+    held,
+    network,
+    optimizer,
+    set_grads,
+    snapshot,
+    started,
+    through_file,
+    train,
+)
 
 import wpadamw
 
 NONSENSE = {
     "eps": [-1, math.nan, math.inf, None, "1e-8", torch.ones(2), 1j],
     "lr": [None, "0.1", [0.1], torch.ones(2), torch.ones(0), 1j, torch.ones(1, device="meta")],
-    "betas": [(0.9,), (0.9, 0.99, 0.999), None, 0.9, (1.0, 0.9), (0.9, -0.1), ("a", "b"), (math.nan, 0)],
+    "betas": [
+        (0.9,),
+        (0.9, 0.99, 0.999),
+        None,
+        0.9,
+        (1.0, 0.9),
+        (0.9, -0.1),
+        ("a", "b"),
+        (math.nan, 0),
+    ],
     "weight_decay": [-0.1, math.nan, None, "0"],
     "prediction_steps": [math.nan, -1.0, math.inf, None, "1", torch.ones(1)],
     "weights_are": ["both", None, 1, "True"],
@@ -51,7 +70,17 @@ def test_nonsense_is_refused_by_name_before_anything_is_written(name, value, ste
     assert equal(snapshot(opt), snapshot(twin_opt))
 
 
-ODD_RATES = [-0.01, math.inf, -math.inf, 0.0, 1e30, np.float32(0.25), np.float64(-0.5), np.int64(1), 1]
+ODD_RATES = [
+    -0.01,
+    math.inf,
+    -math.inf,
+    0.0,
+    1e30,
+    np.float32(0.25),
+    np.float64(-0.5),
+    np.int64(1),
+    1,
+]
 
 
 @pytest.mark.parametrize("lr", ODD_RATES, ids=repr)

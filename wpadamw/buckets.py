@@ -10,16 +10,15 @@ anything else is done with the bucket: what has been written is found out from t
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wpadamw import layout
+from wpadamw import flat_state, layout
 from wpadamw._backends.interface import (
     NO_ROWS,
     Backend,
@@ -29,50 +28,13 @@ from wpadamw._backends.interface import (
 )
 from wpadamw.checks import why_no_memory
 from wpadamw.columns import Columns, Numbers, StepOptions
-from wpadamw.compat import clear_autocast_cache, increment_version
+from wpadamw.compat import clear_autocast_cache
 from wpadamw.device_columns import DeviceColumns
+from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.gradients import GradientReader
 from wpadamw.rules import AdamW
 from wpadamw.scalars import Mode, Prediction
-from wpadamw.tensors import layouts
-
-# Each parameter starts at a multiple of this many elements of the flat buffers: whole cache lines
-# and whole 16-byte accesses for every dtype.
-PADDING = 64
-
-# Every name that this package may put into the state of a parameter.
-OWN_NAMES = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight", "prediction"}
-
-StateDict = dict[str, Any]
-
-
-def all_same(left: Iterable[object], right: Iterable[object]) -> bool:
-    """Whether two equally long iterables hold the same objects."""
-    return all(map(operator.is_, left, right))
-
-
-def holds(dicts: list[dict[Any, Any]], values: list[Any]) -> bool:
-    """Whether the values of the dicts are, in order, these very objects."""
-    found = itertools.chain.from_iterable(map(dict.values, dicts))
-    return sum(map(len, dicts)) == len(values) and all_same(found, values)
-
-
-# Asked of every tensor of the state in every step: the extension's twin takes a tenth of the time.
-with contextlib.suppress(ImportError):
-    from wpadamw._C import holds
-
-
-def _check_shape(name: str, found: Tensor, expected: Tensor) -> None:
-    if found.shape != expected.shape:
-        raise RuntimeError(
-            f"{name} must have shape {tuple(expected.shape)} like the parameter, "
-            f"got {tuple(found.shape)}"
-        )
-
-
-def _is_part(tensor: Tensor) -> bool:
-    """Whether others may share the tensor's memory, and so its version counter."""
-    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+from wpadamw.watch import Watch
 
 
 class _Write(NamedTuple):
@@ -112,17 +74,23 @@ class Bucket:
         counts_on_device: bool = False,
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
-        self.locals = [layout.local(param) for param in params]
-        self.has_dtensors = any(map(operator.is_not, self.locals, params))
-        self.staged: dict[int, Tensor] = {}
-        dense = [self._dense(i) for i in range(len(params))]
-        self.layouts = layouts(self.locals)
+        for i, param in enumerate(params):
+            if (reason := why_no_memory(param)) is not None:
+                raise RuntimeError(f"params[{i}] {reason}")
         self.dtype = params[0].dtype  # they may be cast later
         self.real_dtype = layout.REAL_DTYPE[self.dtype]
-        self.tensors = self._allocate(dense)
+        self.watch = Watch(params)
+        self.staged: dict[int, Tensor] = {}
+        dense = [self._dense(i, local) for i, local in enumerate(self.watch.locals)]
+        self.tensors = flat_state.allocate(dense, rule, has_backup, self.real_dtype)
         self.gradients = GradientReader(params, dense)
         self.backend, self.kernels = backend, backend.Kernels(self.tensors)
         self.counts_on_device = counts_on_device
+        self.columns: Columns | DeviceColumns = Columns(states)
+        if counts_on_device:
+            self.columns = DeviceColumns(self.columns, dense[0].device, self.kernels)
+        self.state_values = flat_state.absorb(params, states, self.tensors, self.columns)
+        self.state_versions: list[int] | None = self._state_versions()
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
             "predicted": [True] * len(params),
@@ -130,112 +98,21 @@ class Bucket:
         self.held = held
         self.is_after_literal_step = False
         self.begun: _Write | None = None
-        self.versions: list[int] | None = None
-        self._absorb()
-        self.state_versions: list[int] | None = self._state_versions()
-        self.own_versions()
-        # Where nobody else raises the counters they need not be read again after a write.
-        self.knows_versions = not self.kernels.raise_versions and not any(
-            map(_is_part, self.locals)
-        )
 
-    # Construction.
-
-    def _dense(self, i: int) -> Tensor:
+    def _dense(self, i: int, local: Tensor) -> Tensor:
         """The memory that kernels read and write for parameter i."""
-        if (reason := why_no_memory(self.params[i])) is not None:
-            raise RuntimeError(f"params[{i}] {reason}")
-        real = layout.as_real(self.locals[i].detach())
+        real = layout.as_real(local.detach())
         if layout.is_dense(real) and layout.is_aligned(real):
             return real
         # A view with gaps, or at an odd address: kernels work on a copy of it.
         self.staged[i] = real.clone(memory_format=torch.contiguous_format)
         return self.staged[i]
 
-    def _allocate(self, dense: list[Tensor]) -> BucketTensors:
-        padded = [-(-tensor.numel() // PADDING) * PADDING for tensor in dense]
-        offsets = [0, *itertools.accumulate(padded)]
-        total, device = offsets.pop(), dense[0].device
-
-        def flat() -> Tensor:
-            return torch.zeros(total, dtype=self.real_dtype, device=device)
-
-        def views(buffer: Tensor) -> list[Tensor]:
-            return [layout.view_like(buffer, o, t) for o, t in zip(offsets, dense, strict=True)]
-
-        weight_flat = flat() if self.has_backup else None
-        state_flat = [flat() for _ in self.rule.state_names]
-        return BucketTensors(
-            rule=self.rule,
-            params=dense,
-            offsets=offsets,
-            weight_flat=weight_flat,
-            state_flat=state_flat,
-            weight=None if weight_flat is None else views(weight_flat),
-            state=[views(buffer) for buffer in state_flat],
-        )
-
-    def _absorb(self) -> None:
-        """Copies what state there is into the flat buffers and puts views in its place."""
-        views = [self._views(i) for i in range(len(self.params))]
-        for i, state in enumerate(self.states):
-            for name in views[i].keys() & state.keys():
-                _check_shape(f"state of params[{i}]: {name}", state[name], views[i][name])
-        self.columns: Columns | DeviceColumns = Columns(self.states)
-        if self.counts_on_device:
-            self.columns = DeviceColumns(self.columns, self.tensors.params[0].device, self.kernels)
-        for i, state in enumerate(self.states):
-            self._absorb_parameter(i, state, views[i])
-        self.state_values = [value for state in self.states for value in state.values()]
-
-    def _views(self, i: int) -> StateDict:
-        kinds = dict(zip(self.rule.state_names, self.tensors.state, strict=True))
-        if self.tensors.weight is not None:
-            kinds["weight"] = self.tensors.weight
-        return {name: self._exposed(i, kind[i]) for name, kind in kinds.items()}
-
-    def _absorb_parameter(self, i: int, state: StateDict, views: StateDict) -> None:
-        if self.tensors.weight is not None and "weight" not in state:
-            self.tensors.weight[i].copy_(self.tensors.params[i])
-        for name in views.keys() & state.keys():
-            views[name].copy_(state[name])
-        step, prediction = self.columns.steps[i], self.columns.predictions[i]
-        own = {"step": step, **views, "prediction": prediction}
-        # In one call: there is no moment at which the state has lost an entry.
-        state.update(own)
-        for name in OWN_NAMES - own.keys():
-            state.pop(name, None)
-
-    def _exposed(self, i: int, view: Tensor) -> Tensor:
-        """A state view as users see it: complex, or DTensor, like the parameter."""
-        param = self.params[i]
-        if param.is_complex():
-            view = torch.view_as_complex(view)
-        if not layout.is_dtensor(param):
-            return view
-        return type(param).from_local(  # type: ignore[attr-defined,no-any-return]
-            view,
-            param.device_mesh,  # type: ignore[attr-defined]
-            param.placements,  # type: ignore[attr-defined]
-            run_check=False,
-            shape=param.shape,
-            stride=param.stride(),
-        )
-
     # Is everything still where it was?
-
-    def has_tensors_in_place(self) -> bool:
-        """Whether parameters lie where and as they did at construction."""
-        if self.has_dtensors:
-            self.locals = [layout.local(param) for param in self.params]
-        try:
-            return self.layouts.are_of(self.locals)
-        except RuntimeError:  # a tensor without memory; a new bucket will say so
-            return False
 
     def is_intact(self) -> bool:
         """Whether parameters and state tensors are where they were at construction."""
-        return self.has_tensors_in_place() and self.has_own_states()
+        return self.watch.is_in_place() and self.has_own_states()
 
     def has_own_states(self) -> bool:
         """Whether the state tensors are those of construction."""
@@ -245,25 +122,9 @@ class Bucket:
         """Whether these are the parameters' state dicts."""
         return all_same(map(state.get, self.params), self.states)
 
-    def own_versions(self) -> None:
-        """Takes the present values of the parameters for the optimizer's own."""
-        self.versions = [tensor._version for tensor in self.locals]
-
-    def doubt(self, where: list[bool]) -> None:
-        """Has parameters looked at as if just written to."""
-        versions = self.versions or [-1] * len(where)
-        pairs = zip(versions, where, strict=True)
-        self.versions = [-1 if chosen else version for version, chosen in pairs]
-
     def written_outside(self) -> list[int]:
         """Indices of parameters that others wrote to since the last own write."""
-        versions = [tensor._version for tensor in self.locals]
-        if versions == self.versions:
-            return []
-        if self.versions is None:  # an own write was interrupted
-            return list(range(len(versions))) if self.has_backup else []
-        pairs = zip(versions, self.versions, strict=True)
-        return [i for i, (found, expected) in enumerate(pairs) if found != expected]
+        return self.watch.written(without_trace=not self.has_backup)
 
     def refresh(self) -> None:
         """Takes note of what happened outside. To be called before anything else is done."""
@@ -388,19 +249,13 @@ class Bucket:
     def stage(self) -> None:
         """Brings the dense copies of parameters with gaps up to date."""
         for i, staged in self.staged.items():
-            staged.copy_(layout.as_real(self.locals[i].detach()))
+            staged.copy_(layout.as_real(self.watch.locals[i].detach()))
 
     def finish_write(self, where: list[bool] | None = None) -> None:
         """To be called after writes to parameters (None: all): for autograd, and as own writes."""
         for i, staged in self.staged.items():
-            layout.as_real(self.locals[i].detach()).copy_(staged)
+            layout.as_real(self.watch.locals[i].detach()).copy_(staged)
         clear_autocast_cache()
         if self.state_versions is not None:
             self.state_versions = self._state_versions()
-        versions, self.versions = self.versions, None
-        increment_version(list(itertools.compress(self.locals, where)) if where else self.locals)
-        if versions is not None and where is None and self.knows_versions:
-            self.versions = [version + 1 for version in versions]
-        else:
-            self.own_versions()
-        torch.clear_autocast_cache()  # it holds casts of the former values
+        self.watch.note_write(where, self.kernels.raise_versions)

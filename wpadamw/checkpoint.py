@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw.buckets import OWN_NAMES, StateDict
 from wpadamw.checks import Group, check_backup, check_differentiable, check_running, why_no_memory
 from wpadamw.compat import to_complex
+from wpadamw.flat_state import OWN_NAMES, StateDict
 from wpadamw.scalars import Prediction
 
 # The largest count that float32 counts on from; torch counts in it, too.

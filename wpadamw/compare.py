@@ -14,7 +14,8 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw._backends.interface import NO_ROWS, BucketTensors, DeviceRows, Rows
-from wpadamw.buckets import PADDING, Bucket
+from wpadamw.buckets import Bucket
+from wpadamw.flat_state import PADDING, padded
 
 # The dtype in which weights are computed, and that in which they are held.
 Cast = tuple[torch.dtype, torch.dtype]
@@ -42,7 +43,8 @@ def unexpected(bucket: Bucket, params: list[Tensor] | None = None) -> list[int]:
     true = [i for i, holds_prediction in enumerate(bucket.held) if not holds_prediction]
     rows = bucket.columns.prediction_rows()
     return sorted(
-        differing(bucket, predicted, rows, cast, params) | differing(bucket, true, None, cast, params)
+        differing(bucket, predicted, rows, cast, params)
+        | differing(bucket, true, None, cast, params)
     )
 
 
@@ -74,7 +76,7 @@ def _windows(bucket: Bucket, indices: list[int]) -> Iterator[list[_Piece]]:
         while begin < numel:
             end = min(numel, begin + room)
             window.append(_Piece(i, begin, end))
-            room -= -(-(end - begin) // PADDING) * PADDING
+            room -= padded(end - begin)
             begin = end
             if room == 0:
                 yield window
@@ -113,10 +115,8 @@ def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast) -> BucketTensors:
     last = source.offsets[pieces[-1].param] + pieces[-1].end
     starts = [source.offsets[piece.param] + piece.begin - first for piece in pieces]
     flat = [f[first:last].to(computed) for f in (source.weight_flat, *source.state_flat)]
-    buffer = torch.empty(_padded(sum(map(_padded, numels))), dtype=held, device=flat[0].device)
-    places = [0]
-    for numel in numels[:-1]:
-        places.append(places[-1] + _padded(numel))
+    places = [0, *itertools.accumulate(map(padded, numels))]
+    buffer = torch.empty(places.pop(), dtype=held, device=flat[0].device)
     pairs = list(zip(starts, numels, strict=True))
     return BucketTensors(
         rule=source.rule,
@@ -127,10 +127,6 @@ def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast) -> BucketTensors:
         weight=[flat[0][s : s + n] for s, n in pairs],
         state=[[f[s : s + n] for s, n in pairs] for f in flat[1:]],
     )
-
-
-def _padded(numel: int) -> int:
-    return -(-numel // PADDING) * PADDING
 
 
 def _memory(dense: Tensor) -> Tensor:

@@ -101,7 +101,9 @@ class DeviceColumns:
         """The scalars that re-create each parameter's last prediction."""
         rows = self._advance(Operation.restore)
         index = torch.arange(len(self.steps), dtype=torch.int32, device=rows.index.device)
-        return DeviceRows(rows.scalars, torch.stack([index + len(index), torch.full_like(index, -1)]))
+        return DeviceRows(
+            rows.scalars, torch.stack([index + len(index), torch.full_like(index, -1)])
+        )
 
     @staticmethod
     def _of_held(rows: DeviceRows, held: list[bool] | None) -> DeviceRows:

@@ -16,6 +16,7 @@ from wpadamw.columns import Columns
 from wpadamw.compare import AnyRows, Cast, differing
 from wpadamw.scalars import NULL_PREDICTION, Mode, Prediction
 
+
 class Found(NamedTuple):
     """What a parameter holds. True and predicted weights may be the same."""
 

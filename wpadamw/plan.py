@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from wpadamw import _backends, layout
-from wpadamw.buckets import Bucket, StateDict, all_same, holds
+from wpadamw.buckets import Bucket
 from wpadamw.checks import RUNNING, Group, check_recoverable, check_running
 from wpadamw.compare import unexpected
+from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.rules import AdamW
 from wpadamw.scalars import Prediction, group_prediction
 
@@ -109,7 +110,7 @@ class GroupPlan:
         built = [self._bucket(same_kind, state, held) for same_kind in _by_kind([*left, *params])]
         for bucket in built:
             if self.has_backup:
-                bucket.doubt([id(param) in unknown for param in bucket.params])
+                bucket.watch.doubt([id(param) in unknown for param in bucket.params])
             if not all(other.has_own_states() for other in stale):
                 bucket.state_versions = None
         kept = [bucket for bucket in self.buckets if bucket not in stale]
@@ -155,7 +156,7 @@ def _held(bucket: Bucket, is_predicted: bool) -> list[bool]:
 
 def _disturbed(bucket: Bucket) -> list[Tensor]:
     """Parameters whose values may not be the optimizer's own: written to, or put in their place."""
-    if bucket.has_tensors_in_place():
+    if bucket.watch.is_in_place():
         return [bucket.params[i] for i in bucket.written_outside()]
     moved = [layout.as_real(layout.local(param).detach()) for param in bucket.params]
     pairs = zip(moved, bucket.tensors.params, strict=True)

@@ -220,7 +220,7 @@ class Upkeep(Optimizer):
         compared = [plan for plan in plans if plan.has_backup]
         foreign = loading.receive(compared, is_newer=self._plans.loaded == "received")
         for bucket in (bucket for plan in plans if not plan.has_backup for bucket in plan.buckets):
-            bucket.own_versions()  # there is no copy to compare with: this is the model file
+            bucket.watch.own()  # there is no copy to compare with: this is the model file
         self._plans.loaded = "received"
         self._warn([(g, [p for p in of if id(p) in self._plans.carried]) for g, of in foreign])
 
