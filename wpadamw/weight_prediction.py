@@ -142,6 +142,7 @@ class WeightPrediction(Optimizer):
     def _modes(self) -> list[Mode]:
         return [group["weights_are"] for group in self.param_groups]
 
+    @disable_dynamo  # for the end of true_weights()
     def _return_to(self, modes: list[Mode]) -> None:
         """Takes the groups to former modes; groups added since then stay as they are."""
         for group, mode in zip(self.param_groups, modes, strict=False):
