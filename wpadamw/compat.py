@@ -91,6 +91,11 @@ def _run_eagerly(code: CodeType, with_callees: bool) -> bool:
     return False
 
 
+def fsdp_class() -> type | None:
+    """What modules sharded by `fully_shard` are, if anybody has imported it."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+
+
 def is_in_backward() -> bool:
     """Whether this thread runs a backward pass."""
     return torch._C._current_graph_task_id() != -1
