@@ -170,7 +170,7 @@ def test_model_that_was_compiled_before_it_is_attached(make, wrap, who, in_step)
 
 
 def test_class_of_torchs_that_was_compiled_before_is_right_or_says_what_to_do():
-    counter, model, call = compiled_before(network, whole)
+    _, model, call = compiled_before(network, whole)
     opt = optimizer(model)
     wpadamw.attach(model, opt)
     call(randn(4, 3)).sum().backward()

@@ -72,7 +72,7 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
         raise TypeError(f"optimizer must be one of wpadamw's, got {type(optimizer).__name__}")
     own = {id(param) for group in optimizer.param_groups for param in group["params"]}
     _detach(model, own)
-    inner = getattr(model, "_orig_mod", model)  # of what torch.compile returned
+    inner = dict(model.named_children()).get("_orig_mod", model)  # of what torch.compile returned
     attachment = Attachment(Follower(inner, optimizer))
     for module in model.modules():
         is_root = module is model or module is inner

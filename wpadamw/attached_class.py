@@ -198,17 +198,17 @@ def _without_attachment(own: type, plain: type, reduced: Any) -> Any:
 
 
 def _call_impl(plain: type[nn.Module]) -> Callable[..., Any]:
-    """The second half of ``__call__``: what ``torch.compile`` took before attach comes here only."""
+    """The second half of ``__call__``. What was compiled before attach comes here only."""
 
     @run_outside_graphs
     def _call_impl(self: Any, *args: Any, **kwargs: Any) -> Any:
-        links = self._wpadamw_links
-        if is_dynamo_compiling() or not links:
-            return plain._call_impl(self, *args, **kwargs)
-        if links.has_entered:
+        if is_dynamo_compiling():
+            _settle_in_graph(self)
+        elif (links := self._wpadamw_links) and not links.has_entered:
+            return _call(plain._call_impl, self, args, kwargs)
+        elif links:
             links.has_entered = False
-            return plain._call_impl(self, *args, **kwargs)
-        return _call(plain._call_impl, self, args, kwargs)
+        return plain._call_impl(self, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     return _call_impl
 

@@ -88,15 +88,22 @@ def run_outside_graphs(function: Function) -> Function:
 
 
 def _run_eagerly(code: CodeType, with_callees: bool) -> bool:
-    """False where this torch has no name for it (before torch 2.7)."""
-    try:
-        frames = torch._C._dynamo.eval_frame
+    """False where this torch has no way to say so."""
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
         skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
         strategy = frames._FrameExecStrategy(skip, skip if with_callees else default)
         frames.set_code_exec_strategy(code, strategy)
-    except AttributeError:
-        return False
-    return True
+        return True
+    if hasattr(frames, "skip_code") and not with_callees:  # before torch 2.7
+        frames.skip_code(code)
+        return True
+    return False
+
+
+def fsdp_class() -> type | None:
+    """What modules sharded by `fully_shard` are, if anybody has imported it."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
 
 
 def is_in_backward() -> bool:

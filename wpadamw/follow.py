@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wpadamw.compat import (
     at_end_of_backward,
     disable_dynamo,
+    fsdp_class,
     has_saved_tensor_hooks,
     is_in_backward,
     is_in_transform,
@@ -43,6 +44,7 @@ class Follower:
         self.optimizer = optimizer
         self.under_way = _UNDER_WAY.setdefault(optimizer, [])
         self.resumed: _Forward | None = None  # whose backward pass is under way
+        self.gathered: list[Mode] = []  # the modes at the last forward
 
     def is_settled(self) -> bool:
         """Whether the optimizer is in the model's mode. Dynamo traces this, and guards on it."""
@@ -86,6 +88,16 @@ class Follower:
                 self.optimizer.predict()
             else:
                 self.optimizer.restore()
+        if model is not None and (kind := fsdp_class()) is not None:
+            self._forget_gathered(model, kind)
+
+    def _forget_gathered(self, model: nn.Module, kind: type) -> None:
+        """Has FSDP gather weights anew: it may hold those of the last forward, in another mode."""
+        if (modes := self.optimizer._modes()) != self.gathered:
+            self.gathered = modes
+            sharded: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
+            for module in sharded:
+                module.reshard()
 
     def _serves(self, model: nn.Module) -> bool:
         """Whether the model holds parameters of the optimizer, not others for a functional call."""

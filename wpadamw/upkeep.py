@@ -18,6 +18,7 @@ from wpadamw.checks import Group, check_mode, check_recoverable, check_running
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
     check_no_transform,
+    disable_dynamo,
     is_capturing,
     outside_inference_mode,
     warn_caller,
@@ -137,6 +138,7 @@ class Upkeep(Optimizer):
             self._receive()
         return [group["weights_are"] for group in self.param_groups]
 
+    @disable_dynamo  # for the end of true_weights()
     @outside_inference_mode
     def _return_to(self, modes: list[Mode]) -> None:
         """Takes the groups to former modes; groups added since then stay as they are."""
