@@ -232,6 +232,7 @@ def test_wrapper_with_an_optimizer_inside_is_accepted():
     assert opt.weights_are == "true"
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_compiled_model_follows_its_mode():
     model = network()
     opt = optimizer(model)
