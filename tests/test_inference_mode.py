@@ -1,4 +1,4 @@
-"""Under `torch.inference_mode`: evaluation, loading and stepping work, and training goes on after it."""
+"""Under `torch.inference_mode` evaluation, loading and stepping work; training goes on after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients and parameters that change behind their addresses: what a kernel is told is what is so."""
+"""Gradients and parameters that change behind their addresses: kernels are told what is so."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import nn
 
 import wpadamw
 
-# Changes of a gradient that leave the object in place, or that come back at its address. Each returns
-# the gradient that the step should see.
+# Changes of a gradient that leave the object in place, or that come back at its address.
 
 
 def transposed_in_place(param):
@@ -217,14 +216,9 @@ def is_refused(param):
 def applies(changes):
     """Whether the second change can be made to what the first has left."""
     first, second = changes
-    return (
-        first not in REFUSED
-        and not (first is none and second in OF_GRADIENTS)
-        or second
-        in (
-            as_it_is,
-            *OF_PARAMETERS,
-        )
+    return (first not in REFUSED and not (first is none and second in OF_GRADIENTS)) or second in (
+        as_it_is,
+        *OF_PARAMETERS,
     )
 
 
@@ -248,9 +242,9 @@ def test_pairs_of_changes(backend):
 @pytest.mark.filterwarnings("ignore:Parameters were written to from outside")
 @pytest.mark.parametrize("change", CHANGES)
 def test_without_the_extension_tensors_are_asked_in_python(change, monkeypatch):
-    from wpadamw import buckets, gradients, tensors
+    from wpadamw import gradients, tensors, watch
 
-    for module in (buckets, gradients):
+    for module in (watch, gradients):
         monkeypatch.setattr(module, "layouts", tensors.PythonLayouts)
     run_pair(Trial(3), (change, as_it_is))
 

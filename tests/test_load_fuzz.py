@@ -110,7 +110,7 @@ def is_usable(opt, net):
 def test_a_refused_file_changes_nothing_and_an_accepted_one_can_be_used(options):
     numbers = random.Random(5)
     net, opt = started(**options)
-    running, running_opt = started(2, **options)
+    _, running_opt = started(2, **options)
     refused = 0
     for k in range(NUM_MUTATIONS):
         saved = copy.deepcopy(running_opt.state_dict())

@@ -1,4 +1,4 @@
-"""Loading in every order and mode gives the saved true weights; what is newer replaces them loudly."""
+"""Loading in every order gives the saved true weights; what is newer replaces them loudly."""
 
 from __future__ import annotations
 

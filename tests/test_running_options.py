@@ -1,4 +1,4 @@
-"""What is written into ``param_groups`` at run time: taken, or refused before anything is written."""
+"""What is put into ``param_groups`` at run time: taken, or refused before anything is written."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_own_checkpoint_after_an_odd_rate_loads(lr, mode, backend):
 
 @pytest.mark.parametrize("lr", [math.nan])
 def test_rate_that_is_no_number_loads_too(lr):
-    net, opt = started()
+    _, opt = started()
     opt.param_groups[0]["lr"] = lr
     saved = through_file(opt.state_dict())
     other = optimizer(network(seed=5))

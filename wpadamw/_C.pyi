@@ -14,6 +14,8 @@ class Operation:
     restore: Operation
 
 class Bucket:
+    completed: int
+
     def __init__(
         self,
         rule: str,
@@ -35,6 +37,14 @@ class Bucket:
         num_threads: int,
         instruction_set: str | None = None,
     ) -> None: ...
+
+class Layouts:
+    def __init__(self, tensor_type: type, tensors: Sequence[Any]) -> None: ...
+    def are_of(self, tensors: list[Any]) -> bool: ...
+    def addresses_of(
+        self, grads: list[Any]
+    ) -> tuple[list[int], list[bool] | None, bool] | None: ...
+    def grads_of(self, params: list[Any]) -> list[Any]: ...
 
 def holds(dicts: list[dict[Any, Any]], values: list[Any]) -> bool: ...
 def instruction_sets() -> list[str]: ...

@@ -4,13 +4,12 @@ Owns addresses, flat state, what the parameters hold, and the caches over them. 
 closures or files.
 
 An exception may arrive after any line (Ctrl-C raises KeyboardInterrupt wherever it finds the
-program). So an operation is noted before the kernel writes, and settled afterwards, at once or before
-anything else is done with the bucket: what has been written is found out from the kernels' own count.
+program). So an operation is noted before the kernel writes, and settled afterwards, at once or
+before anything else is done with the bucket: the kernels' own count tells what has been written.
 """
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -22,7 +21,6 @@ from wpadamw import flat_state, layout
 from wpadamw._backends.interface import (
     NO_ROWS,
     Backend,
-    BucketTensors,
     Completed,
     Gradients,
 )
@@ -226,25 +224,30 @@ class Bucket:
 
     def _settle(self, begun: _Write) -> None:
         completed = self.kernels.completed()
-        if completed == begun.completed and begun.resume is not None:
-            if self.kernels.advanced() != begun.advanced:
-                begun.resume()
-                completed = self.kernels.completed()
+        is_half_done = self.kernels.advanced() != begun.advanced and completed == begun.completed
+        if begun.resume is not None and is_half_done:
+            begun.resume()
+            completed = self.kernels.completed()
         if isinstance(completed, list):
             self._settle_each(begun, completed)
         elif completed != begun.completed:
-            self.columns.commit(begun.numbers)
+            self._commit(begun.numbers)
             self.held = begun.held
         self.state_versions = []
         self.finish_write(begun.where)
 
     def _settle_each(self, begun: _Write, completed: list[int]) -> None:
+        assert isinstance(begun.completed, list)
         done = list(map(operator.ne, completed, begun.completed))
         before = self.columns.numbers()
         if begun.numbers is not None and before is not None:
-            self.columns.commit(begun.numbers.where(done, before))
+            self._commit(begun.numbers.where(done, before))
         pairs = zip(done, begun.held, self.held, strict=True)
-        self.held = [after if d else before for d, after, before in pairs]
+        self.held = [after if is_done else old for is_done, after, old in pairs]
+
+    def _commit(self, numbers: Numbers | None) -> None:
+        if numbers is not None and isinstance(self.columns, Columns):  # else the device has them
+            self.columns.commit(numbers)
 
     def stage(self) -> None:
         """Brings the dense copies of parameters with gaps up to date."""

@@ -202,14 +202,15 @@ def _read_prediction(where: str, value: Any) -> Tensor:
         raise ValueError(
             f"{where}['prediction'] must be {num_fields} real numbers, got {value!r:.200}"
         )
-    p = Prediction(*value.tolist())
+    row: Tensor = value
+    p = Prediction(*row.tolist())
     # A scheduler may have made any lr of it, and it must be possible to undo the prediction.
     is_valid = p.made in (0.0, 1.0) and not math.isnan(p.lr)
     is_valid &= all(0.0 <= beta < 1.0 for beta in (p.beta1, p.beta2))
     others = (p.eps, p.weight_decay, p.prediction_steps)
     if not is_valid or not all(0.0 <= number < math.inf for number in others):
         raise ValueError(f"{where}['prediction'] must be hyper-parameters of a step, got {p}")
-    return value.detach().to(device="cpu", dtype=torch.float64, copy=True)
+    return row.detach().to(device="cpu", dtype=torch.float64, copy=True)
 
 
 def _why_no_row(value: Tensor, num_fields: int) -> str | None:

@@ -43,7 +43,7 @@ def holds(dicts: list[dict[Any, Any]], values: list[Any]) -> bool:
 
 # Asked of every tensor of the state in every step: the extension's twin takes a tenth of the time.
 with contextlib.suppress(ImportError):
-    from wpadamw._C import holds
+    from wpadamw._C import holds  # noqa: F401
 
 
 def allocate(

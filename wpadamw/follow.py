@@ -18,8 +18,8 @@ from wpadamw.compat import (
     is_in_backward,
     is_in_transform,
 )
-from wpadamw.scalars import Mode
 from wpadamw.layout import is_dtensor
+from wpadamw.scalars import Mode
 from wpadamw.weight_prediction import WeightPrediction
 
 UPDATED = (

@@ -1,8 +1,9 @@
 """After a checkpoint has been read: which weights do the parameters hold, and which are right?
 
-The optimizer's file carries the true weights. Parameters that hold neither these nor the prediction
-from them when the file is loaded are older than the file and receive them. Whatever comes afterwards
-is newer: a model file of the same moment is known again, other weights take the place of the file's.
+The optimizer's file carries the true weights. Parameters that hold neither these nor the
+prediction from them when the file is loaded are older than the file and receive them. What comes
+afterwards is newer: a model file of the same moment is known again, other weights take the place
+of the file's.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class GroupPlan:
     @property
     def is_predicted(self) -> bool:
         """Whether the group is said to hold predictions."""
-        return self.group["weights_are"] == "predicted"
+        return bool(self.group["weights_are"] == "predicted")
 
 
 def _by_kind(params: list[Tensor]) -> list[list[Tensor]]:
@@ -145,8 +145,8 @@ def _by_kind(params: list[Tensor]) -> list[list[Tensor]]:
 def _held(bucket: Bucket, is_predicted: bool) -> list[bool]:
     """What parameters are to be taken to hold.
 
-    After a cast it is neither their true weights nor the prediction that one makes in the new dtype:
-    so it is the contrary of what they should hold, and they are written again.
+    After a cast it is neither their true weights nor the prediction that one makes in the new
+    dtype: so it is the contrary of what they should hold, and they are written again.
     """
     if not bucket.has_backup:
         return bucket.held

@@ -75,8 +75,8 @@ class Clipping(NamedTuple):
 
 
 CLIPPED_OTHERS = (
-    "Gradients were written to after clip_grad_norm_, or others came to them. Its factor belongs to "
-    "the gradients that it was computed from, so this step is not clipped. Clip last, after "
+    "Gradients were written to after clip_grad_norm_, or others came to them. Its factor belongs "
+    "to those that it was computed from, so this step is not clipped. Clip last, after "
     "accumulation and after the gradient scaler's unscale_."
 )
 _MARK = "_wpadamw_clipping"

@@ -7,13 +7,18 @@ versions of torch that lack DLPack's C exchange interface.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from wpadamw import layout
+
+InC: Any = None
+with contextlib.suppress(ImportError):
+    from wpadamw._C import Layouts as InC
 
 # Addresses (0 for None), which tensors have a gradient (None: all), and whether the gradients are
 # float32 instead of the tensors' dtype.
@@ -40,10 +45,8 @@ class Layouts(Protocol):
 def layouts(tensors: list[Tensor]) -> Layouts:
     """The layouts of tensors, asked for in C where torch and the extension can."""
     try:
-        from wpadamw._C import Layouts as InC
-
-        return InC(Tensor, tensors)
-    except (ImportError, AttributeError, ValueError):
+        return cast(Layouts, InC(Tensor, tensors))
+    except (TypeError, AttributeError, ValueError):  # no extension; torch without the interface
         return PythonLayouts(tensors)
 
 

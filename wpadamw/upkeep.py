@@ -1,7 +1,7 @@
 """What an optimizer keeps in order between the calls of its users.
 
-Which plan serves a group, which weights its parameters hold, what was written from outside, what was
-left half done by an interrupt, and what a checkpoint brought.
+Which plan serves a group, which weights its parameters hold, what was written from outside, what
+was left half done by an interrupt, and what a checkpoint brought.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from wpadamw.scalars import Mode, group_prediction
 from wpadamw.scaling import Clipping
 
 WRITTEN_OUTSIDE = (
-    "Parameters were written to from outside the optimizer (load_state_dict, clamp_, a swap through "
-    ".data, re-initialisation, ...) and match neither its true nor its predicted weights. What they "
-    "hold is taken as the new true weights, and the optimizer's own copy of these is given up, for "
-    "{names}. This is said once, until a checkpoint is loaded."
+    "Parameters were written to from outside the optimizer (load_state_dict, clamp_, a swap "
+    "through .data, re-initialisation, ...) and match neither its true nor its predicted weights. "
+    "What they hold is taken as the new true weights, and the optimizer's own copy of these is "
+    "given up, for {names}. This is said once, until a checkpoint is loaded."
 )
 
 
