@@ -139,7 +139,7 @@ class CudaCalls(Calls):
         self.bucket = self.call("Bucket")
 
     def function(self, name: str) -> Any:
-        owner = self.bucket if name.startswith("run") else self.extension.cuda
+        owner = self.extension.cuda if name == "Bucket" else self.bucket
         return getattr(owner, name)
 
     def use(self) -> None:

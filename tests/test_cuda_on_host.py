@@ -160,6 +160,14 @@ def test_one_launch_serves_a_bucket(action, cuda_on_host, monkeypatch, generator
         def __init__(self, bucket):
             self.bucket = bucket
 
+        @property
+        def completed(self):
+            return self.bucket.completed
+
+        @property
+        def advanced(self):
+            return self.bucket.advanced
+
         def run_row(self, *arguments):
             calls.append(arguments)
             self.bucket.run_row(*arguments)

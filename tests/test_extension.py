@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from extension_bad_calls import BAD_CPU, BAD_CUDA, NARROW, OF_ANOTHER_TYPE
 from extension_calls import ROW, CpuCalls, CudaCalls
 from helpers import needs_cpp
@@ -213,3 +214,21 @@ def test_random_bad_calls_are_refused(device, cuda_extension_on_host):
     done = subprocess.run(command, capture_output=True, text=True)
     last_call = done.stdout.splitlines()[-1:]
     assert done.returncode == 0, (done.returncode, last_call, done.stderr)
+
+
+def test_layouts_refuse_what_is_no_list_of_tensors(extension):
+    layouts = extension.Layouts
+    tensors = [torch.ones(3), torch.ones(2, 2)]
+    good = layouts(torch.Tensor, tensors)
+    assert good.are_of(tensors)
+    assert not good.are_of(tensors[:1])
+    for bad in ([1, 2], [None, None], (1,), None):
+        with pytest.raises(TypeError):
+            good.are_of(bad)
+    with pytest.raises(ValueError, match="grads must be one per tensor"):
+        good.addresses_of([None])
+    with pytest.raises(AttributeError):
+        layouts(int, [])
+    with pytest.raises(TypeError, match="__init__ must be called"):
+        layouts.__new__(layouts).are_of(tensors)
+    assert good.are_of(tensors)

@@ -197,6 +197,16 @@ def check_everywhere(make, action, is_exact):
             goes_on(opt)
 
 
+@pytest.fixture(autouse=True)
+def _clean_up():
+    """A signal may also find torch in the middle of a change of its grad mode."""
+    handler = signal.getsignal(signal.SIGALRM)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, handler)
+    torch.set_grad_enabled(True)
+
+
 @pytest.fixture(params=["cpp", "torch", "cuda"])
 def backend(request):
     if request.param == "cuda":
