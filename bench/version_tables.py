@@ -53,7 +53,7 @@ def _machine_table(results: Results) -> str:
     cells = [[*(row[key] for key in NAMES), *_cells(row)] for row in results["rows"]]
     table = markdown([*NAMES.values(), *COLUMNS], cells)
     reasons = "".join(f"\n- {reason}" for row in results["rows"] for reason in _reasons(row))
-    return "\n\n".join(filter(None, [table, reasons.strip(), _caption(results["facts"])]))
+    return "\n\n".join(filter(None, [table, reasons.strip(), _caption(results)]))
 
 
 def _cells(row: Row) -> Iterator[str]:
@@ -84,8 +84,14 @@ def _reasons(row: Row) -> Iterator[str]:
             yield f"{name}, {step}: {found['verdict']}: `{found['why']}`"
 
 
-def _caption(facts: dict[str, Any]) -> str:
-    changes = " with uncommitted changes" if facts["dirty"] else ""
-    commit = f" at {facts['commit'][:12]}{changes}" if facts["commit"] else ""
-    where = f"{machine(facts)}, {facts['system']}"
-    return f"{where}; wpadamw {facts['wpadamw']}{commit}; {facts['date']}."
+def _caption(results: Results) -> str:
+    facts, rows = results["facts"], results["rows"]
+    sources = sorted({(row["date"], row["commit"], row["dirty"]) for row in rows}, key=str)
+    where = f"{machine(facts)}, {facts['system']}; wpadamw {facts['wpadamw']}"
+    return f"{where}; {', '.join(_source(*source) for source in sources)}."
+
+
+def _source(date: str, commit: str | None, dirty: bool | None) -> str:
+    """The day and the commit of a row."""
+    changes = " with uncommitted changes" if dirty else ""
+    return date + (f" at {commit[:12]}{changes}" if commit else "")

@@ -157,7 +157,7 @@ def known_rows(path: Path) -> dict[Combination, dict[str, Any]]:
 
 def write(path: Path, about: dict[str, Any], rows: dict[Combination, dict[str, Any]]) -> None:
     """Write the rows of the combinations that there are by now."""
-    kept = ("date", "cpu", "cores", "system", "wpadamw", "commit", "dirty")
+    kept = ("cpu", "cores", "system", "wpadamw")
     found = [rows[chosen] for chosen in COMBINATIONS if chosen in rows]
     results = {"facts": {key: about[key] for key in kept}, "rows": found}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = known_rows(path)
     chosen = [combination for combination in COMBINATIONS if only in combination.name]
     for combination in chosen:
-        rows[combination] = row(combination)
+        source = {key: about[key] for key in ("date", "commit", "dirty")}
+        rows[combination] = {**row(combination), **source}
         write(path, about, rows)
     verdicts = {found["verdict"] for key in chosen for found in rows[key]["steps"].values()}
     return int(not verdicts <= {PASSED, NOT_AVAILABLE})
