@@ -94,9 +94,9 @@ def group_modes(found: list[list[Found]], file_modes: list[Mode]) -> list[Mode]:
 
 def _common_mode(kinds: list[Found]) -> Mode | None:
     telling = [kind for kind in kinds if kind.true != kind.predicted]
-    if telling:
-        return "predicted" if all(kind.predicted for kind in telling) else "true"
-    return "true" if any(kind.is_foreign for kind in kinds) else None
+    if not telling:
+        return None
+    return "predicted" if all(kind.predicted for kind in telling) else "true"
 
 
 def settle(
