@@ -88,3 +88,12 @@ def cuda_on_host(cuda_extension_on_host, monkeypatch):
     monkeypatch.setattr(cuda, "why_not", lambda device_type: None)
     monkeypatch.setitem(_backends._BY_DEVICE, "cpu", (*_backends._BY_DEVICE["cpu"], cuda))
     return extension
+
+
+@pytest.fixture
+def fresh_dynamo():
+    """torch.compile begins anew, and leaves nothing behind."""
+    compiling = importlib.import_module("compiling")
+    compiling.forget()
+    yield
+    compiling.forget()

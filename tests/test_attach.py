@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from attached import attached as attached_model
 from helpers import unpickles
 from models import backward, equal, held, network, optimizer, randn, snapshot, started, through_file
 from torch import nn
@@ -30,13 +31,7 @@ class Recorder(nn.Module):
 
 
 def attached(steps=0, **options):
-    model = Recorder(network())
-    opt = optimizer(model, **options)
-    handle = wpadamw.attach(model, opt)
-    for k in range(steps):
-        backward(model, k)
-        opt.step()
-    return model, opt, handle
+    return attached_model(lambda: Recorder(network()), steps, **options)
 
 
 def evaluate(model):

@@ -8,44 +8,18 @@ import sys
 
 import pytest
 import torch
+from compiling import MARKS, forget, graph_breaks, train_step
 from models import backward, equal, network, randn, snapshot, started
+from torch._dynamo.testing import CompileCounter
 
 import wpadamw
 
-dynamo = pytest.importorskip("torch._dynamo")
-from torch._dynamo.testing import CompileCounter  # noqa: E402
-
-# Of torch's own, which it hides unless warnings are errors.
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo():
-    dynamo.reset()
-    dynamo.utils.counters.clear()
-    yield
-    dynamo.reset()
-
-
-def graph_breaks():
-    return sum(dynamo.utils.counters["graph_break"].values())
-
-
-def train_step(net, opt, inputs):
-    opt.zero_grad()
-    loss = net(inputs).square().mean()
-    loss.backward()
-    opt.step()
-    return loss
+pytestmark = MARKS
 
 
 def compiled_training(kind, stance):
     """A compiled train step whose lr changes; ``stance`` holds from the third step on."""
-    dynamo.reset()
-    dynamo.utils.counters.clear()
+    forget()
     net, counter = network(), CompileCounter()
     opt = kind(net.parameters(), lr=0.1)
     compiled = torch.compile(train_step, backend=counter)

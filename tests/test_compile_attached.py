@@ -6,34 +6,17 @@ import copy
 
 import pytest
 import torch
+from compiling import MARKS, dynamo, graph_breaks, train_step
 from models import HYPER, backward, equal, network, optimizer, randn, snapshot
 from torch import nn
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import wpadamw
 
-dynamo = pytest.importorskip("torch._dynamo")
-from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend  # noqa: E402
-
-# Of torch's own, which it hides unless warnings are errors.
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script"),
-]
+pytestmark = MARKS
 
 FORMS = pytest.mark.parametrize("in_step", [True, False], ids=["resident", "literal"])
 BACKENDS = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo():
-    dynamo.reset()
-    dynamo.utils.counters.clear()
-    yield
-    dynamo.reset()
-
-
-def graph_breaks():
-    return sum(dynamo.utils.counters["graph_break"].values())
 
 
 class Net(nn.Module):
@@ -48,14 +31,6 @@ class Net(nn.Module):
 
 
 MODELS = pytest.mark.parametrize("make", [Net, network], ids=["own-class", "torch-class"])
-
-
-def train_step(net, opt, inputs):
-    opt.zero_grad()
-    loss = net(inputs).square().mean()
-    loss.backward()
-    opt.step()
-    return loss
 
 
 def whole(model, backend):

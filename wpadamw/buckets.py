@@ -224,8 +224,8 @@ class Bucket:
 
     def _settle(self, begun: _Write) -> None:
         completed = self.kernels.completed()
-        is_half_done = self.kernels.advanced() != begun.advanced and completed == begun.completed
-        if begun.resume is not None and is_half_done:
+        is_undone = completed == begun.completed
+        if begun.resume and is_undone and self.kernels.advanced() != begun.advanced:
             begun.resume()
             completed = self.kernels.completed()
         if isinstance(completed, list):

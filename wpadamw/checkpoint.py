@@ -7,7 +7,7 @@ tensors of any shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from numbers import Real
 from typing import Any
@@ -19,13 +19,33 @@ from wpadamw import layout
 from wpadamw.checks import Group, check_backup, check_differentiable, check_running, why_no_memory
 from wpadamw.compat import to_complex
 from wpadamw.flat_state import OWN_NAMES, StateDict
+from wpadamw.rules import AdamW
 from wpadamw.scalars import Prediction
 
 # The largest count that float32 counts on from; torch counts in it, too.
 _MAX_COUNT = 2**24
 
 
-def read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
+def read(
+    state_dict: Mapping[str, Any], groups: Sequence[Group], rule_of: Callable[[Group], AdamW]
+) -> tuple[list[Group], dict[Tensor, StateDict]]:
+    """Copies of the saved groups with these groups' parameters, and of the parameters' states.
+
+    Args:
+        state_dict: what was saved.
+        groups: the groups of the optimizer that loads.
+        rule_of: tells the update rule of a group.
+
+    Raises:
+        ValueError: for anything that does not fit, by its name.
+    """
+    read = _read_groups(state_dict.get("param_groups"), groups)
+    names = [rule_of(group).state_names for group in read]
+    saved_groups = state_dict["param_groups"]
+    return read, _read_state(state_dict.get("state"), saved_groups, read, names)
+
+
+def _read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
     """Copies of the saved groups with this optimizer's parameters in them.
 
     Raises:
@@ -65,7 +85,7 @@ def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
 
 
-def read_state(
+def _read_state(
     saved: Any,
     saved_groups: Sequence[Group],
     groups: Sequence[Group],
@@ -76,7 +96,7 @@ def read_state(
     Args:
         saved: ``state_dict["state"]``.
         saved_groups: the groups of the file, whose ``params`` number the parameters.
-        groups: the groups that `read_groups` returned.
+        groups: the groups that were read.
         state_names: per group the names of its rule's state tensors.
 
     Raises:

@@ -77,6 +77,12 @@ def check_running(group: Group, where: str = "") -> None:
     check_mode(group, where)
 
 
+def check_step(group: Group) -> None:
+    """Raises ValueError for hyper-parameters with which no step can be taken."""
+    check_running(group)
+    check_recoverable(group)
+
+
 def check_mode(group: Group, where: str = "") -> None:
     """Raises ValueError for a mode that is none."""
     if group["weights_are"] not in MODES:

@@ -144,7 +144,9 @@ def outside_inference_mode(function: Function) -> Function:
         with torch.inference_mode(False), torch.no_grad():
             return function(*args, **kwargs)
 
-    return cast(Function, run)
+    wrapper: Any = run
+    _run_eagerly(wrapper.__code__, with_callees=True)  # nothing here is for graphs
+    return cast(Function, wrapper)
 
 
 def needs_profiled_step(optimizer: Optimizer) -> bool:

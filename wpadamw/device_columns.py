@@ -20,7 +20,7 @@ from wpadamw._backends.interface import (
     Rows,
 )
 from wpadamw._backends.upload import Upload
-from wpadamw.columns import Columns, Numbers, StepOptions
+from wpadamw.columns import Columns, StepOptions
 from wpadamw.scalars import Prediction, Scalars
 
 
@@ -82,9 +82,6 @@ class DeviceColumns:
 
     def after_step(self, options: StepOptions, has_grad: list[bool] | None) -> None:
         """The host does not know."""
-
-    def commit(self, numbers: Numbers | None) -> None:
-        """Nothing is left to write."""
 
     def begin_predict(self, prediction: Prediction) -> DeviceRows:
         """Scalars of each parameter's prediction; ``prediction`` is for those that have none."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wpadamw import _backends, layout
 from wpadamw.buckets import Bucket
-from wpadamw.checks import RUNNING, Group, check_recoverable, check_running
+from wpadamw.checks import RUNNING, Group, check_step
 from wpadamw.compare import unexpected
 from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.rules import AdamW
@@ -59,8 +59,7 @@ class GroupPlan:
         """Raises ValueError for hyper-parameters that a step could not take."""
         values = list(map(self.group.get, RUNNING))
         if len(values) != len(self.checked) or not all_same(values, self.checked):
-            check_running(self.group)
-            check_recoverable(self.group)
+            check_step(self.group)
             self.checked = values
 
     def refresh(self, state: AllStates) -> None:

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, identify, layout, loading
 from wpadamw.buckets import Bucket
-from wpadamw.checks import Group, check_mode, check_recoverable, check_running
+from wpadamw.checks import Group, check_mode, check_step
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
     check_no_transform,
@@ -128,8 +128,7 @@ class Upkeep(Optimizer):
         if (plan := self._plans.of(group)) is not None:
             plan.check()
         else:
-            check_running(group)
-            check_recoverable(group)
+            check_step(group)
 
     # Modes.
 
@@ -142,8 +141,7 @@ class Upkeep(Optimizer):
     @outside_inference_mode
     def _return_to(self, modes: list[Mode]) -> None:
         """Takes the groups to former modes; groups added since then stay as they are."""
-        if self._plans.loaded != "no":
-            self._finish_loading()
+        self._finish_loading()
         if self._plans.is_interrupted:
             self._put_in_order()
         pairs = zip(self.param_groups, modes, strict=False)

@@ -1,7 +1,4 @@
-"""The semantics of an optimizer with weight prediction: modes, step, closures, checkpoints.
-
-Everything here is the same for every update rule; `wpadamw.optimizers` names rules and defaults.
-"""
+"""The semantics of an optimizer with weight prediction, the same for every update rule."""
 
 from __future__ import annotations
 
@@ -160,9 +157,8 @@ class WeightPrediction(Upkeep):
         Returns:
             The norm before clipping, a tensor of one element.
         """
-        norm, self._plans.clipping = clip(
-            self.param_groups, max_norm, norm_type, error_if_nonfinite
-        )
+        groups = self.param_groups
+        norm, self._plans.clipping = clip(groups, max_norm, norm_type, error_if_nonfinite)
         return norm
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -297,10 +293,6 @@ class WeightPrediction(Upkeep):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             if (replaced := pre_hook(self, state_dict)) is not None:
                 state_dict = replaced
-        groups = checkpoint.read_groups(state_dict.get("param_groups"), self.param_groups)
-        names = [self._rule(group).state_names for group in groups]
-        state = checkpoint.read_state(
-            state_dict.get("state"), state_dict["param_groups"], groups, names
-        )
+        groups, state = checkpoint.read(state_dict, self.param_groups, self._rule)
         self._replace(defaultdict(dict, state), groups)
         self._receive()

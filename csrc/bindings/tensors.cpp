@@ -28,41 +28,26 @@ uintptr_t address_of(const dlpack::Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.data) + tensor.byte_offset;
 }
 
-// How a tensor lies in memory. Strides of dimensions of one element say nothing.
+// How a tensor lies in memory. The sizes and strides of all tensors lie one after the other: looked at
+// in every step, they should be found in few cache lines.
 struct Layout {
   uintptr_t address = 0;
   dlpack::Device device{};
   dlpack::DataType dtype{};
-  std::vector<int64_t> shape, strides;
+  int32_t ndim = 0;
   bool is_empty = false;
-
-  explicit Layout(const dlpack::Tensor& tensor)
-      : address(address_of(tensor)),
-        device(tensor.device),
-        dtype(tensor.dtype),
-        shape(tensor.shape, tensor.shape + tensor.ndim),
-        strides(tensor.strides, tensor.strides + tensor.ndim) {
-    for (int64_t size : shape) is_empty |= size == 0;
-  }
-
-  bool lies_like(const dlpack::Tensor& tensor) const {
-    if (tensor.device.type != device.type || tensor.device.id != device.id) return false;
-    if (tensor.ndim != static_cast<int32_t>(shape.size())) return false;
-    for (size_t i = 0; i < shape.size(); ++i) {
-      if (tensor.shape[i] != shape[i]) return false;
-      if (tensor.strides[i] != strides[i] && shape[i] > 1 && !is_empty) return false;
-    }
-    return true;
-  }
+  size_t first = 0;  // of its sizes in the list of all, followed by its strides
 };
 
-py::object name(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
+py::object interned(const char* text) {
+  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text));
+}
 
 // The layouts of a list of tensors, as they were at construction.
 class Layouts {
  public:
   Layouts(const py::type& tensor_type, const py::list& tensors)
-      : tensor_type_(tensor_type), is_neg_(tensor_type.attr("is_neg")), grad_(name("grad")) {
+      : tensor_type_(tensor_type), is_neg_(tensor_type.attr("is_neg")), grad_(interned("grad")) {
     const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
     api_ = static_cast<const dlpack::ExchangeApi*>(
         PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
@@ -70,7 +55,7 @@ class Layouts {
     if (api_->version.major != dlpack::kMajorVersion || api_->borrow == nullptr) {
       throw std::invalid_argument("tensor_type must offer version 1 of DLPack's C exchange interface");
     }
-    for (const py::handle tensor : tensors) layouts_.emplace_back(borrow(tensor));
+    for (const py::handle tensor : tensors) add(borrow(tensor));
   }
 
   // Whether tensors are where and what the others were.
@@ -80,7 +65,7 @@ class Layouts {
       const dlpack::Tensor found = borrow(tensors[i]);
       const Layout& expected = layouts_[i];
       if (address_of(found) != expected.address || !(found.dtype == expected.dtype)) return false;
-      if (!expected.lies_like(found)) return false;
+      if (!lies_like(found, expected)) return false;
     }
     return true;
   }
@@ -123,6 +108,27 @@ class Layouts {
   }
 
  private:
+  void add(const dlpack::Tensor& tensor) {
+    Layout layout{address_of(tensor), tensor.device, tensor.dtype, tensor.ndim, false, dims_.size()};
+    for (int32_t i = 0; i < tensor.ndim; ++i) layout.is_empty |= tensor.shape[i] == 0;
+    dims_.insert(dims_.end(), tensor.shape, tensor.shape + tensor.ndim);
+    dims_.insert(dims_.end(), tensor.strides, tensor.strides + tensor.ndim);
+    layouts_.push_back(layout);
+  }
+
+  // Strides of dimensions of one element say nothing.
+  bool lies_like(const dlpack::Tensor& tensor, const Layout& like) const {
+    if (tensor.device.type != like.device.type || tensor.device.id != like.device.id) return false;
+    if (tensor.ndim != like.ndim) return false;
+    const int64_t* shape = dims_.data() + like.first;
+    const int64_t* strides = shape + like.ndim;
+    for (int32_t i = 0; i < like.ndim; ++i) {
+      if (tensor.shape[i] != shape[i]) return false;
+      if (tensor.strides[i] != strides[i] && shape[i] > 1 && !like.is_empty) return false;
+    }
+    return true;
+  }
+
   dlpack::Tensor borrow(py::handle tensor) const {
     if (!PyObject_TypeCheck(tensor.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()))) {
       throw py::type_error("tensors must be tensors");
@@ -147,22 +153,33 @@ class Layouts {
       return {};
     }
     if (!(found.dtype == like.dtype) && !(found.dtype == dlpack::kFloat32)) return {};
-    if (!like.lies_like(found) || (address_of(found) < kLeastAddress && !like.is_empty)) return {};
+    if (!lies_like(found, like)) return {};
+    if (address_of(found) < kLeastAddress && !like.is_empty) return {};
     if (address_of(found) % (found.dtype.bits / 8) != 0) return {};
     // DLPack does not tell of numbers that wait to be negated.
-    if (py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), grad.ptr())).ptr() !=
-        Py_False) {
-      return {};
-    }
+    if (!is_neg_(grad).is(py::bool_(false))) return {};
     return found;
   }
 
   py::object tensor_type_, is_neg_, grad_;
   const dlpack::ExchangeApi* api_;
   std::vector<Layout> layouts_;
+  std::vector<int64_t> dims_;
   std::vector<uintptr_t> addresses_;
   py::object addresses_list_;
 };
+
+bool are_of(const py::object& self, const py::list& tensors) {
+  return made<Layouts>(self).are_of(tensors);
+}
+
+py::object addresses_of(const py::object& self, const py::list& grads) {
+  return made<Layouts>(self).addresses_of(grads);
+}
+
+py::list grads_of(const py::object& self, const py::list& params) {
+  return made<Layouts>(self).grads_of(params);
+}
 
 }  // namespace
 
@@ -170,15 +187,9 @@ void bind_tensors(py::module_& m) {
   auto layouts = py::class_<Layouts>(m, "Layouts", py::module_local());
   layouts
       .def(py::init<const py::type&, const py::list&>(), py::arg("tensor_type"), py::arg("tensors"))
-      .def("are_of", [](const py::object& self, const py::list& tensors) {
-        return made<Layouts>(self).are_of(tensors);
-      }, py::arg("tensors"))
-      .def("addresses_of", [](const py::object& self, const py::list& grads) {
-        return made<Layouts>(self).addresses_of(grads);
-      }, py::arg("grads"))
-      .def("grads_of", [](const py::object& self, const py::list& params) {
-        return made<Layouts>(self).grads_of(params);
-      }, py::arg("params"));
+      .def("are_of", &are_of, py::arg("tensors"))
+      .def("addresses_of", &addresses_of, py::arg("grads"))
+      .def("grads_of", &grads_of, py::arg("params"));
   refuse_second_init<Layouts>(layouts);
 }
 
