@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from wpadamw.rules import AdamW
-from wpadamw.scalars import Scalars
+from wpadamw.rules.rule import Rule
 
 
 class Operation(Enum):
@@ -23,6 +22,14 @@ class Operation(Enum):
     restore = 3
 
 
+class Kind(IntEnum):
+    """Whether the last update of a parameter has been predicted from."""
+
+    none = 0
+    made = 1
+    null = 2  # a prediction that moves nothing: the weights came from outside
+
+
 class Gradients(NamedTuple):
     """The gradients of one step that have one dtype; None where a parameter has none of it."""
 
@@ -32,68 +39,45 @@ class Gradients(NamedTuple):
     has_grad: list[bool] | None  # per parameter; None: all have one
 
 
-class Rows:
-    """Scalars per parameter: few distinct rows, and which of them each parameter takes.
+class Rows(NamedTuple):
+    """The scalars of an operation per parameter, in the memory of the host or of the device.
 
-    An empty ``index`` stands for row 0 everywhere. None as a row says that the parameter holds its
-    true weights. ``grad_factor``, a float64 tensor of one element on the parameters' device, takes
-    the place of every row's own.
+    A row is ``[*Step, *Look]`` of the bucket's rule. Per parameter ``index`` names the row of the
+    operation (for a prediction -1 where it moves nothing), then, in its second row, the row of the
+    prediction that the parameter holds, or -1 where it holds its true weights or has a backup.
+    Without an index all parameters take row 0, and hold the prediction of row 1 if there is one.
     """
 
-    __slots__ = ("distinct", "grad_factor", "index")
-
-    def __init__(
-        self,
-        distinct: Sequence[Scalars | None],
-        index: Sequence[int] = (),
-        grad_factor: Tensor | None = None,
-    ) -> None:
-        self.distinct, self.index, self.grad_factor = distinct, index, grad_factor
+    scalars: Tensor  # float64, [rows, len(Step) + len(Look)]
+    index: Tensor | None = None  # int32, [2, parameters]
 
     def of(self, params: Sequence[int]) -> Rows:
         """The rows of some parameters, in this order."""
-        index = [self.index[i] for i in params] if self.index else ()
-        return Rows(self.distinct, index, self.grad_factor)
+        if self.index is None:
+            return self
+        return Rows(self.scalars, self.index[:, torch.tensor(params, device=self.index.device)])
 
-    def get(self, i: int) -> Scalars | None:
-        """The row of parameter ``i``."""
-        return self.distinct[self.index[i] if self.index else 0]
-
-    def __getitem__(self, i: int) -> Scalars:
-        row = self.get(i)
-        assert row is not None
-        return row
+    def to(self, device: torch.device) -> Rows:
+        """The same rows in the memory of a device."""
+        index = None if self.index is None else self.index.to(device)
+        return Rows(self.scalars.to(device), index)
 
 
-@dataclass(frozen=True)
-class DeviceRows:
-    """Scalars per parameter in device memory: of this operation, and of the prediction held."""
-
-    scalars: Tensor  # float64, rows of `Scalars`
-    index: Tensor  # int32, [2, parameters]: the row of each, and the row of its prediction or -1
-    found_inf: Tensor | None = None  # float32, one element; not 0: the operation does nothing
-
-    def of(self, params: Sequence[int]) -> DeviceRows:
-        """The rows of some parameters, in this order."""
-        chosen = torch.tensor(params, device=self.index.device)
-        return DeviceRows(self.scalars, self.index[:, chosen], self.found_inf)
-
-
-class ColumnTensors(NamedTuple):
+class Ledger(NamedTuple):
     """Counts and records of n parameters in device memory, and room for rows computed from them."""
 
     steps: Tensor  # float32, [n]
-    predictions: Tensor  # float64, [n, 7]: rows of `Prediction`
-    options: Tensor  # float64, [9]: a `Prediction`, the weight decay of the step, the grad_factor
+    predictions: Tensor  # float64, [n, 1 + len(Look)]: a `Kind`, and what re-creates a prediction
+    hyper: Tensor  # float64, [len(Hyper)]
     has_grad: Tensor  # bool, [n]
-    rows: DeviceRows
+    rows: Rows  # scalars [2*n, ...]: each parameter's own row, then the row of what it holds
 
 
 @dataclass
 class BucketTensors:
     """Dense real tensors, one per parameter; each parameter's have the same shape and strides."""
 
-    rule: AdamW
+    rule: Rule
     params: list[Tensor]
     offsets: list[int]  # of each parameter in the flat buffers, in elements
     weight_flat: Tensor | None
@@ -102,17 +86,13 @@ class BucketTensors:
     state: list[list[Tensor]]  # [kind][parameter]
 
 
-NO_ROWS = Rows([None])  # every parameter holds its true weights, or has a backup
-
-
 Completed = int | list[int]  # of a bucket's parameters together, or of each
 
 
 class Kernels(Protocol):
     """The three operations over a bucket. They check nothing.
 
-    ``raise_versions`` says whether they raise the version counters of what they write. Where the
-    first argument of rows is `DeviceRows`, it holds the last rows too.
+    ``raise_versions`` says whether they raise the version counters of what they write.
 
     An exception may arrive after any line, that of a Ctrl-C for one. So the count of completed
     operations rises in the very call that writes the last of what an operation writes: a caller
@@ -128,18 +108,38 @@ class Kernels(Protocol):
         """How many calls of `advance` have been done, or are certain to be."""
 
     def step(
-        self, grads: Gradients, rows: Rows | DeviceRows, last: Rows, predict_next: bool
+        self,
+        grads: Gradients,
+        rows: Rows,
+        factor: float | Tensor,
+        predict_next: bool,
+        found_inf: Tensor | None = None,
     ) -> None:
-        """Restore, update and, with ``predict_next``, predict, where there is a gradient."""
+        """Restore, update and, with ``predict_next``, predict, where there is a gradient.
 
-    def predict(self, rows: Rows | DeviceRows) -> None:
+        Args:
+            grads: the gradients.
+            rows: of the updates, and of the predictions that the parameters hold.
+            factor: what gradients are multiplied by, of float64; as a tensor of one element it lies
+                on the device.
+            predict_next: whether to predict.
+            found_inf: of float32, one element on the device; not 0: nothing is done.
+        """
+
+    def predict(self, rows: Rows) -> None:
         """From true to predicted weights."""
 
-    def restore(self, last: Rows | DeviceRows) -> None:
-        """To true weights; ``last`` are the predictions that the parameters hold."""
+    def restore(self, rows: Rows) -> None:
+        """To true weights; rows are those of the predictions that the parameters hold."""
 
-    def advance(self, columns: ColumnTensors, operation: Operation) -> None:
-        """Fill in the rows of an operation; count and record what a step or a prediction does."""
+    def advance(self, ledger: Ledger, operation: Operation, found_inf: Tensor | None) -> None:
+        """Fill in the rows of an operation; count and record what a step or a prediction does.
+
+        A step's own rows are those of the updates that follow the counts, a prediction's those of
+        the records. Where there is a gradient and ``found_inf`` is not set a step raises the count
+        and records its prediction, or none. A prediction is recorded where there is none: that of
+        the hyper-parameters, or a null one before the first update.
+        """
 
 
 class Backend(Protocol):

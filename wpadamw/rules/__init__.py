@@ -1,0 +1,1 @@
+"""The update rules: one file each, here, in ``csrc/rules`` and in ``triton_kernels/rules``."""
