@@ -69,6 +69,13 @@ class Rule:
         """The true weight from the predicted one: `predict` solved for it."""
         raise NotImplementedError
 
+    # Sums over elements, needed before a weight may move; most rules have none.
+    num_terms: ClassVar[int] = 0
+
+    def terms(self, weight: Tensor, state: State, grad: Tensor) -> tuple[Tensor, ...]:
+        """What is summed, element by element: ``num_terms`` tensors. Writes nothing."""
+        raise NotImplementedError
+
     def why_not_recoverable(self, group: Group, lr: float) -> str | None:
         """Why `recover` cannot solve the predictions of a group, or None if it can."""
         return None if type(self).recover is not Rule.recover else "predictions cannot be solved"

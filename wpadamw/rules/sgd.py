@@ -1,0 +1,98 @@
+"""SGD with momentum, as ``torch.optim.SGD`` has it (Sutskever et al. 2013 with lr outside)."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from wpadamw.rules.rule import Group, Row, Rule, State
+
+
+class Hyper(NamedTuple):
+    """The hyper-parameters of a group."""
+
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: float  # 1 or 0
+    prediction_steps: float
+
+
+class Step(NamedTuple):
+    """What an update needs."""
+
+    weight_decay: float
+    momentum: float  # 0 in the first update, which takes the gradient as it is
+    grad_size: float  # 1 - dampening; 1 in the first update and without momentum
+    grad_share: float  # of the gradient in the direction of the step: 1 for Nesterov, else 0
+    momentum_share: float  # of the momentum: its factor for Nesterov, else 1
+    lr: float
+
+
+class Look(NamedTuple):
+    """What predictions need."""
+
+    predict_size: float  # s*lr
+
+
+class SGD(Rule):
+    """Coupled decay; the prediction goes along the momentum, which carries the decay in itself."""
+
+    name = "sgd"
+    state_names = ("momentum_buffer",)
+    Hyper, Step, Look = Hyper, Step, Look
+
+    def hyper(self, group: Group, lr: float | Tensor) -> Row:
+        """The hyper-parameters of a group."""
+        return Hyper(
+            lr,  # type: ignore[arg-type]
+            float(group["momentum"]),
+            float(group["dampening"]),
+            float(group["weight_decay"]),
+            float(group["nesterov"]),
+            float(group["prediction_steps"]),
+        )
+
+    def scalars(
+        self,
+        hyper: Row,
+        count: Any,
+        power: Callable[[Any, Any], Any] = operator.pow,
+        sqrt: Callable[[Any], Any] = math.sqrt,
+    ) -> tuple[Row, Row]:
+        """The scalars of update number ``count`` and of the prediction from it."""
+        lr, momentum, dampening, weight_decay, nesterov, prediction_steps = hyper
+        # 1 without momentum and in the first update, else 0: 0^0 = 1.
+        is_plain = power((momentum == 0.0) * 1.0, count - 1)
+        step = Step(
+            weight_decay,
+            momentum * (1.0 - is_plain),
+            1.0 - dampening * (1.0 - is_plain),
+            nesterov,
+            1.0 - nesterov + nesterov * momentum,
+            lr,
+        )
+        return step, Look(prediction_steps * lr)
+
+    def step(
+        self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
+    ) -> tuple[Tensor, State]:
+        """``g = g + w*decay``, ``m = m*momentum + g*(1-dampening)``, ``w = w - (g or m, mixed)*lr``."""
+        (momentum_buffer,) = state
+        grad = grad + weight * step.weight_decay
+        momentum_buffer = momentum_buffer * step.momentum + grad * step.grad_size
+        direction = grad * step.grad_share + momentum_buffer * step.momentum_share
+        return weight - direction * step.lr, (momentum_buffer,)
+
+    def predict(self, weight: Tensor, state: State, look: Row) -> Tensor:
+        """``p = w - m*predict_size``."""
+        return weight - state[0] * look.predict_size
+
+    def recover(self, predicted: Tensor, state: State, look: Row) -> Tensor:
+        """``w = p + m*predict_size``."""
+        return predicted + state[0] * look.predict_size

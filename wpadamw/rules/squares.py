@@ -1,0 +1,26 @@
+"""The squares of gradients: a sum without an update, for norms."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from wpadamw.rules.rule import Rule, State
+
+
+class _NoScalars(NamedTuple):
+    pass
+
+
+class Squares(Rule):
+    """Has no state, moves no weight."""
+
+    name = "squares"
+    state_names = ()
+    Hyper = Step = Look = _NoScalars
+    num_terms = 1
+
+    def terms(self, weight: Tensor, state: State, grad: Tensor) -> tuple[Tensor, ...]:
+        """``g*g``."""
+        return (grad * grad,)
