@@ -132,6 +132,14 @@ class Kernels(Protocol):
     def restore(self, rows: Rows) -> None:
         """To true weights; rows are those of the predictions that the parameters hold."""
 
+    def sums(self, grads: Gradients, rows: Rows, factor: float | Tensor) -> Tensor:
+        """The sums of the rule's terms, float64, [num_terms, parameters]; 0 without a gradient.
+
+        Reads what a step reads and writes nothing. Terms are summed by halves within chunks of
+        2,048 elements, in the state's dtype and zeros in the place of what a chunk lacks; the sums of
+        a tensor's chunks from the first to the last, in float64.
+        """
+
     def advance(self, ledger: Ledger, operation: Operation, found_inf: Tensor | None) -> None:
         """Fill in the rows of an operation; count and record what a step or a prediction does.
 

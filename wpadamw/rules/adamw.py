@@ -75,9 +75,7 @@ class AdamW(Rule):
         lr, beta1, beta2, eps, weight_decay, prediction_steps, predicted_decay = hyper
         bias_correction1 = 1.0 - power(beta1, count)
         # By position: twice as fast as by name.
-        step = Step(
-            1.0 - beta1, beta2, 1.0 - beta2, 1.0 - lr * weight_decay, lr / bias_correction1
-        )
+        step = Step(1.0 - beta1, beta2, 1.0 - beta2, 1.0 - lr * weight_decay, lr / bias_correction1)
         look = Look(
             1.0 / sqrt(1.0 - power(beta2, count)),
             eps,

@@ -72,7 +72,9 @@ class Rule:
     # Sums over elements, needed before a weight may move; most rules have none.
     num_terms: ClassVar[int] = 0
 
-    def terms(self, weight: Tensor, state: State, grad: Tensor) -> tuple[Tensor, ...]:
+    def terms(
+        self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
+    ) -> tuple[Tensor, ...]:
         """What is summed, element by element: ``num_terms`` tensors. Writes nothing."""
         raise NotImplementedError
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from wpadamw.rules.rule import Rule, State
+from wpadamw.rules.rule import Row, Rule, State
 
 
 class _NoScalars(NamedTuple):
@@ -21,6 +21,8 @@ class Squares(Rule):
     Hyper = Step = Look = _NoScalars
     num_terms = 1
 
-    def terms(self, weight: Tensor, state: State, grad: Tensor) -> tuple[Tensor, ...]:
+    def terms(
+        self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
+    ) -> tuple[Tensor, ...]:
         """``g*g``."""
         return (grad * grad,)
