@@ -8,7 +8,7 @@ from torch import nn
 
 from wpadamw.attached_class import LINKS, Link, Links, change_class, remove_links
 from wpadamw.follow import Follower
-from wpadamw.weight_prediction import WeightPrediction
+from wpadamw.optimizer import WeightPrediction
 
 
 class Attachment:

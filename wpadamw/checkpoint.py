@@ -7,7 +7,7 @@ tensors of any shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from numbers import Real
 from typing import Any
@@ -16,36 +16,45 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw.checks import Group, check_backup, check_differentiable, check_running, why_no_memory
+from wpadamw._backends.interface import Kind
+from wpadamw.checks import Group, check_backup, check_running, why_no_memory
 from wpadamw.compat import to_complex
-from wpadamw.flat_state import OWN_NAMES, StateDict
-from wpadamw.rules import AdamW
-from wpadamw.scalars import Prediction
+from wpadamw.flat_state import StateDict, own_names
+from wpadamw.rules.rule import Rule, all_rules
 
 # The largest count that float32 counts on from; torch counts in it, too.
 _MAX_COUNT = 2**24
 
 
 def read(
-    state_dict: Mapping[str, Any], groups: Sequence[Group], rule_of: Callable[[Group], AdamW]
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Group],
+    options: Iterable[str],
+    rule_of: Callable[[Group], Rule],
 ) -> tuple[list[Group], dict[Tensor, StateDict]]:
     """Copies of the saved groups with these groups' parameters, and of the parameters' states.
 
     Args:
         state_dict: what was saved.
         groups: the groups of the optimizer that loads.
+        options: the names of its options.
         rule_of: tells the update rule of a group.
 
     Raises:
         ValueError: for anything that does not fit, by its name.
     """
-    read = _read_groups(state_dict.get("param_groups"), groups)
-    names = [rule_of(group).state_names for group in read]
+    read = _read_groups(state_dict.get("param_groups"), groups, options)
+    rules = [rule_of(group) for group in read]
     saved_groups = state_dict["param_groups"]
-    return read, _read_state(state_dict.get("state"), saved_groups, read, names)
+    for i, (saved, group, rule) in enumerate(zip(saved_groups, read, rules, strict=True)):
+        where = f"state_dict['param_groups'][{i}]"
+        if saved.get("rule", rule.name) != rule.name:
+            raise ValueError(f"{where} is of rule {saved['rule']!r:.200}, not of {rule.name!r}")
+        check_backup(group, rule)
+    return read, _read_state(state_dict.get("state"), saved_groups, read, rules)
 
 
-def _read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
+def _read_groups(saved: Any, groups: Sequence[Group], options: Iterable[str]) -> list[Group]:
     """Copies of the saved groups with this optimizer's parameters in them.
 
     Raises:
@@ -61,7 +70,7 @@ def _read_groups(saved: Any, groups: Sequence[Group]) -> list[Group]:
             "loaded state dict contains a parameter group that doesn't match the size of "
             "optimizer's group"
         )
-    return [_read_group(theirs, ours, i) for i, (theirs, ours) in enumerate(pairs)]
+    return [_read_group(theirs, ours, options, i) for i, (theirs, ours) in enumerate(pairs)]
 
 
 def _num_params(saved: Group) -> int:
@@ -69,15 +78,13 @@ def _num_params(saved: Group) -> int:
     return len(params) if isinstance(params, (list, tuple)) else -1
 
 
-def _read_group(saved: Group, group: Group, index: int) -> Group:
+def _read_group(saved: Group, group: Group, options: Iterable[str], index: int) -> Group:
     own = {key: value for key, value in group.items() if key not in ("params", "weights_are")}
-    loaded = {key: _copied(value) for key, value in saved.items() if key != "params"}
+    loaded = {key: _copied(value) for key, value in saved.items() if key not in ("params", "rule")}
     mode = saved.get("weights_are", "true")
     # A plain AdamW checkpoint knows nothing of prediction: those options stay as they are.
     read = {**own, "weights_are": mode, **loaded, "params": group["params"]}
-    check_running(read, f"state_dict['param_groups'][{index}]")
-    check_differentiable(read)
-    check_backup(read)
+    check_running(read, options, f"state_dict['param_groups'][{index}]")
     return read
 
 
@@ -89,7 +96,7 @@ def _read_state(
     saved: Any,
     saved_groups: Sequence[Group],
     groups: Sequence[Group],
-    state_names: Sequence[Sequence[str]],
+    rules: Sequence[Rule],
 ) -> dict[Tensor, StateDict]:
     """Copies of the saved per-parameter states, on the parameters' devices.
 
@@ -97,7 +104,7 @@ def _read_state(
         saved: ``state_dict["state"]``.
         saved_groups: the groups of the file, whose ``params`` number the parameters.
         groups: the groups that were read.
-        state_names: per group the names of its rule's state tensors.
+        rules: the rules of the groups.
 
     Raises:
         ValueError: for an entry that is missing, unknown, or of wrong shape or dtype.
@@ -107,19 +114,12 @@ def _read_state(
     state: dict[Tensor, StateDict] = {}
     unread = dict(saved)
     _check_keys([key for group in saved_groups for key in group["params"]])
-    for theirs, ours, names in zip(saved_groups, groups, state_names, strict=True):
-        tensors = [*names, "weight"] if theirs.get("backup") else list(names)
-        required = [*tensors, "step"]
-        if "weights_are" in theirs:
-            required.append("prediction")
+    for theirs, ours, rule in zip(saved_groups, groups, rules, strict=True):
         for key, param in zip(theirs["params"], ours["params"], strict=True):
             entry = unread.pop(key, None)
-            if entry is not None and entry != {}:
+            if not _is_empty(entry):
                 where = f"state_dict['state'][{key!r}]"
-                _check_names(where, entry, required)
-                if (reason := why_no_memory(param)) is not None:
-                    raise ValueError(f"{where} is of a parameter that {reason}")
-                state[param] = _read_entry(where, entry, param, tensors)
+                state[param] = _read_entry(where, entry, theirs, param, rule)
     if unread:
         raise ValueError(
             f"state_dict['state'] has an entry of no parameter: {next(iter(unread))!r}"
@@ -138,23 +138,43 @@ def _check_keys(keys: list[Any]) -> None:
         )
 
 
-def _check_names(where: str, entry: Any, required: Sequence[str]) -> None:
+def _is_empty(entry: Any) -> bool:
+    """Whether nothing has been saved of a parameter; torch.optim.SGD says so by None, too."""
+    is_dict = isinstance(entry, Mapping)
+    return entry is None or (is_dict and all(value is None for value in entry.values()))
+
+
+def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be a dict, got {type(entry).__name__}")
+    required = [*rule.state_names, "step"][: None if rule.original_counts else -1]
+    required += ["weight"] if saved_group.get("backup") else []
+    required += ["prediction"] if "weights_are" in saved_group else []
     missing = [name for name in required if name not in entry]
     if missing:
-        raise ValueError(f"{where} must have {missing[0]!r}, got only {sorted(map(str, entry))}")
-    extra = [name for name in entry if name not in OWN_NAMES]
+        raise ValueError(
+            f"{where} must have {missing[0]!r} for rule {rule.name!r}, got only "
+            f"{sorted(map(str, entry))}{_as_of_others(entry)}"
+        )
+    extra = [name for name in entry if name not in own_names()]
     if extra:
         raise ValueError(f"{where} must have no entry {extra[0]!r}")
 
 
-def _read_entry(where: str, entry: StateDict, param: Tensor, tensors: Sequence[str]) -> StateDict:
-    state: StateDict = {"step": _read_step(where, entry["step"])}
-    for name in tensors:
+def _as_of_others(entry: Mapping[str, Any]) -> str:
+    names = [r.name for r in all_rules() if r.state_names and set(r.state_names) <= entry.keys()]
+    return f", the state of rule {names[0]!r}" if names else ""
+
+
+def _read_entry(where: str, entry: Any, saved_group: Group, param: Tensor, rule: Rule) -> StateDict:
+    _check_names(where, entry, saved_group, rule)
+    if (reason := why_no_memory(param)) is not None:
+        raise ValueError(f"{where} is of a parameter that {reason}")
+    state: StateDict = {"step": _read_step(where, entry.get("step", 1.0))}
+    for name in [*rule.state_names, *(["weight"] if saved_group.get("backup") else [])]:
         state[name] = _read_tensor(f"{where}[{name!r}]", entry[name], param)
     if "prediction" in entry:
-        state["prediction"] = _read_prediction(where, entry["prediction"])
+        state["prediction"] = _read_prediction(where, entry["prediction"], rule)
     return state
 
 
@@ -215,21 +235,21 @@ def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype | None:
         return None
 
 
-def _read_prediction(where: str, value: Any) -> Tensor:
-    num_fields = len(Prediction._fields)
+def _read_prediction(where: str, value: Any, rule: Rule) -> Tensor:
+    num_fields = 1 + len(rule.Look._fields)
     is_row = isinstance(value, Tensor) and _why_no_row(value, num_fields) is None
     if not is_row:
         raise ValueError(
             f"{where}['prediction'] must be {num_fields} real numbers, got {value!r:.200}"
         )
     row: Tensor = value
-    p = Prediction(*row.tolist())
-    # A scheduler may have made any lr of it, and it must be possible to undo the prediction.
-    is_valid = p.made in (0.0, 1.0) and not math.isnan(p.lr)
-    is_valid &= all(0.0 <= beta < 1.0 for beta in (p.beta1, p.beta2))
-    others = (p.eps, p.weight_decay, p.prediction_steps)
-    if not is_valid or not all(0.0 <= number < math.inf for number in others):
-        raise ValueError(f"{where}['prediction'] must be hyper-parameters of a step, got {p}")
+    kind, *look = row.tolist()
+    # A scheduler may have made any lr of it: infinite scalars are as good as the weights.
+    if kind not in tuple(Kind) or any(map(math.isnan, look)):
+        raise ValueError(
+            f"{where}['prediction'] must be a kind, one of {list(map(int, Kind))}, and the scalars "
+            f"{', '.join(rule.Look._fields)}, got {row.tolist()}"
+        )
     return row.detach().to(device="cpu", dtype=torch.float64, copy=True)
 
 

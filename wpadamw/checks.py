@@ -5,26 +5,23 @@ Every check raises before anything is written.
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Iterable
 from numbers import Real
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw.scalars import Mode
+from wpadamw.rules.rule import Rule
 
 Group = dict[str, Any]
 
+# Which weights parameters hold.
+Mode = Literal["true", "predicted"]
 MODES = get_args(Mode)
-# The arguments of torch.optim.AdamW, which checks them for us, in its own words.
-_TORCH_ARGUMENTS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
-_TORCH_KEYWORDS = ("maximize", "foreach", "capturable", "fused")
-_FLAGS = ("amsgrad", "maximize", "capturable", "predict_decay", "predict_in_step", "backup")
-_WITHOUT_EFFECT = ("foreach", "fused")
-# What a step reads of its group.
-RUNNING = ("lr", "betas", "eps", "weight_decay", "prediction_steps", "weights_are", *_FLAGS)
 
 
 def plain_numbers(group: Group) -> Group:
@@ -39,48 +36,42 @@ def _plain(value: Any) -> Any:
     return value.item() if is_numpy else value
 
 
-def check_hyperparameters(group: Group) -> None:
-    """Raises for hyper-parameters of a new group that ``torch.optim.AdamW`` or we refuse."""
-    torch.optim.AdamW(
-        [torch.empty(0, device="cpu")],
-        *(group[name] for name in _TORCH_ARGUMENTS),
-        **{name: group[name] for name in _TORCH_KEYWORDS},
-    )
-    check_differentiable(group)
+def check_arguments(group: Group, original: type[torch.optim.Optimizer]) -> None:
+    """Raises for arguments of a new group that the original optimizer or we refuse."""
+    theirs = inspect.signature(original).parameters.keys() & group.keys() - {"differentiable"}
+    original([torch.empty(0, device="cpu")], **{name: group[name] for name in theirs})
+    _check_differentiable("differentiable", group["differentiable"])
     _check_number("prediction_steps", group["prediction_steps"])
 
 
-def check_differentiable(group: Group) -> None:
-    """Raises ValueError for ``differentiable=True``."""
-    if group["differentiable"] is not False:
-        raise ValueError("differentiable must be False: the kernels cannot be differentiated")
+def check_known(group: Group, options: Iterable[str], optimizer: str) -> None:
+    """Raises ValueError for an option of another of our optimizers, which would have no effect."""
+    foreign = [name for name in group if name in _CHECKS and name not in options]
+    if foreign:
+        known = ", ".join(options)
+        raise ValueError(f"{optimizer} has no argument {foreign[0]!r}, its options are {known}")
 
 
-def check_running(group: Group, where: str = "") -> None:
+def check_running(group: Group, options: Iterable[str], where: str = "") -> None:
     """Raises ValueError for hyper-parameters that a step could not take.
 
     Schedulers write what they like: any lr is as good here as in torch, negative or infinite ones
-    too. ``where`` stands before the name that the error tells.
+    too.
+
+    Args:
+        group: the parameter group.
+        options: names of the optimizer's options.
+        where: stands before the name that the error tells.
     """
-    lr = group["lr"]
-    if not (_is_number(lr) or _is_one_number(lr)):
-        name = _name("lr", where)
-        raise ValueError(f"{name} must be a number or a tensor of one element, got {lr!r:.200}")
-    _check_betas(_name("betas", where), group["betas"])
-    for name in ("eps", "weight_decay", "prediction_steps"):
-        _check_number(_name(name, where), group[name])
-    for name in (*_FLAGS, *_WITHOUT_EFFECT):
-        known = (False, True, None) if name in _WITHOUT_EFFECT else (False, True)
-        if isinstance(group[name], Tensor) or group[name] not in known:
-            text = f"{_name(name, where)} must be one of {known}, got {group[name]!r:.200}"
-            raise ValueError(text)
+    for name in options:
+        _CHECKS[name](_name(name, where), group[name])
     check_mode(group, where)
 
 
-def check_step(group: Group) -> None:
+def check_step(group: Group, options: Iterable[str], rule_of: Callable[[Group], Rule]) -> None:
     """Raises ValueError for hyper-parameters with which no step can be taken."""
-    check_running(group)
-    check_recoverable(group)
+    check_running(group, options)
+    check_recoverable(group, rule_of(group))
 
 
 def check_mode(group: Group, where: str = "") -> None:
@@ -92,6 +83,11 @@ def check_mode(group: Group, where: str = "") -> None:
 
 def _name(name: str, where: str) -> str:
     return f"{where}[{name!r}]" if where else name
+
+
+def _check_lr(name: str, lr: Any) -> None:
+    if not (_is_number(lr) or _is_one_number(lr)):
+        raise ValueError(f"{name} must be a number or a tensor of one element, got {lr!r:.200}")
 
 
 def _is_one_number(value: Any) -> bool:
@@ -112,8 +108,53 @@ def _check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number >= 0, got {value!r:.200}")
 
 
+def _check_real(name: str, value: Any) -> None:
+    if not (_is_number(value) and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number, got {value!r:.200}")
+
+
+def _check_flag(name: str, value: Any) -> None:
+    _check_one_of(name, value, (False, True))
+
+
+def _check_hint(name: str, value: Any) -> None:
+    _check_one_of(name, value, (False, True, None))
+
+
+def _check_one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    if isinstance(value, Tensor) or value not in known:
+        raise ValueError(f"{name} must be one of {known}, got {value!r:.200}")
+
+
+def _check_differentiable(name: str, value: Any) -> None:
+    if value is not False:
+        raise ValueError(f"{name} must be False: the kernels cannot be differentiated")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real)
+
+
+# Every option that an optimizer of this package may have, and what it must be.
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "lr": _check_lr,
+    "betas": _check_betas,
+    "eps": _check_number,
+    "momentum": _check_number,
+    "dampening": _check_real,
+    "weight_decay": _check_number,
+    "nesterov": _check_flag,
+    "amsgrad": _check_flag,
+    "maximize": _check_flag,
+    "foreach": _check_hint,
+    "capturable": _check_flag,
+    "differentiable": _check_differentiable,
+    "fused": _check_hint,
+    "prediction_steps": _check_number,
+    "predict_decay": _check_flag,
+    "predict_in_step": _check_flag,
+    "backup": _check_flag,
+}
 
 
 def check_unique(params: list[Any]) -> None:
@@ -150,24 +191,26 @@ def why_no_memory(param: Tensor) -> str | None:
     return None
 
 
-def check_backup(group: Group) -> None:
-    """Raises ValueError for parameters too narrow to do without a backup."""
-    narrow = [p.dtype for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)]
-    if narrow and not group["backup"]:
-        raise ValueError(f"backup=False needs float32 or float64 params, got {narrow[0]}")
-
-
-def check_recoverable(group: Group) -> None:
-    """Raises ValueError where true weights cannot be computed from predicted ones."""
+def check_backup(group: Group, rule: Rule) -> None:
+    """Raises ValueError for parameters and rules that need a backup, if there is none."""
     if group["backup"]:
         return
-    s, lr, weight_decay = group["prediction_steps"], group["lr"], group["weight_decay"]
-    is_unknown = (
-        isinstance(lr, Tensor) and group["capturable"] and layout.host_must_not_wait(lr.device)
-    )
-    if not is_unknown and group["predict_decay"] and not s * float(lr) * weight_decay < 1.0:
+    narrow = [p.dtype for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)]
+    if narrow:
+        raise ValueError(f"backup=False needs float32 or float64 params, got {narrow[0]}")
+    if not rule.can_recover():
         raise ValueError(
-            "backup=False needs prediction_steps * lr * weight_decay < 1, got "
-            f"{s} * {float(lr)} * {weight_decay}"
+            "backup=False needs a rule whose predictions can be solved for the weights, got "
+            f"rule {rule.name!r}"
         )
-    check_backup(group)
+
+
+def check_recoverable(group: Group, rule: Rule) -> None:
+    """Raises ValueError where true weights cannot be computed from predicted ones."""
+    check_backup(group, rule)
+    lr = group["lr"]
+    must_not_wait = isinstance(lr, Tensor) and layout.host_must_not_wait(lr.device)
+    if group["backup"] or (must_not_wait and group["capturable"]):
+        return
+    if (reason := rule.why_not_recoverable(group, float(lr))) is not None:
+        raise ValueError(f"backup=False {reason}")

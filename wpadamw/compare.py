@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw._backends.interface import NO_ROWS, BucketTensors, DeviceRows, Rows
-from wpadamw.buckets import Bucket
+from wpadamw._backends.interface import BucketTensors, Rows
+from wpadamw.bucket import Bucket
 from wpadamw.flat_state import PADDING, padded
 
 # The dtype in which weights are computed, and that in which they are held.
 Cast = tuple[torch.dtype, torch.dtype]
-AnyRows = Rows | DeviceRows
 
 
 class _Piece(NamedTuple):
@@ -41,7 +40,7 @@ def unexpected(bucket: Bucket, params: list[Tensor] | None = None) -> list[int]:
     cast = (bucket.real_dtype, bucket.tensors.params[0].dtype)
     predicted = list(itertools.compress(range(len(bucket.held)), bucket.held))
     true = [i for i, holds_prediction in enumerate(bucket.held) if not holds_prediction]
-    rows = bucket.columns.prediction_rows()
+    rows = bucket.ledger.prediction_rows()
     return sorted(
         differing(bucket, predicted, rows, cast, params)
         | differing(bucket, true, None, cast, params)
@@ -51,7 +50,7 @@ def unexpected(bucket: Bucket, params: list[Tensor] | None = None) -> list[int]:
 def differing(
     bucket: Bucket,
     indices: list[int],
-    rows: AnyRows | None,
+    rows: Rows | None,
     cast: Cast,
     params: list[Tensor] | None = None,
 ) -> set[int]:
@@ -92,14 +91,12 @@ def _capacity(bucket: Bucket) -> int:
     return max(least, flat.numel() // rounds // PADDING * PADDING)
 
 
-def _written(
-    bucket: Bucket, pieces: list[_Piece], rows: AnyRows | None, cast: Cast
-) -> list[Tensor]:
+def _written(bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast) -> list[Tensor]:
     """What the kernels write to the pieces."""
     tensors = _tensors(bucket, pieces, cast)
     kernels = bucket.backend.Kernels(tensors)
     if rows is None:
-        kernels.restore(NO_ROWS)
+        kernels.restore(bucket.ledger.begin_restore(None))
     else:
         kernels.predict(rows.of([piece.param for piece in pieces]))
     return tensors.params

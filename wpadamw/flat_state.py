@@ -16,18 +16,22 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw._backends.interface import BucketTensors
-from wpadamw.columns import Columns
-from wpadamw.device_columns import DeviceColumns
-from wpadamw.rules import AdamW
+from wpadamw.device_ledger import DeviceLedger
+from wpadamw.ledger import Ledger
+from wpadamw.rules.rule import Rule, all_rules
 
 # Each parameter starts at a multiple of this many elements of the flat buffers: whole cache lines
 # and whole 16-byte accesses for every dtype.
 PADDING = 64
 
-# Every name that this package may put into the state of a parameter.
-OWN_NAMES = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight", "prediction"}
 
 StateDict = dict[str, Any]
+
+
+def own_names() -> set[str]:
+    """Every name that this package may put into the state of a parameter."""
+    of_rules = {name for rule in all_rules() for name in rule.state_names}
+    return of_rules | {"step", "weight", "prediction"}
 
 
 def all_same(left: Iterable[object], right: Iterable[object]) -> bool:
@@ -47,7 +51,7 @@ with contextlib.suppress(ImportError):
 
 
 def allocate(
-    dense: list[Tensor], rule: AdamW, has_backup: bool, dtype: torch.dtype
+    dense: list[Tensor], rule: Rule, has_backup: bool, dtype: torch.dtype
 ) -> BucketTensors:
     """Flat buffers of zeros for dense tensors, which are to be the parameters."""
     offsets = [0, *itertools.accumulate(map(padded, map(Tensor.numel, dense)))]
@@ -81,7 +85,7 @@ def absorb(
     params: list[Tensor],
     states: list[StateDict],
     tensors: BucketTensors,
-    columns: Columns | DeviceColumns,
+    ledger: Ledger | DeviceLedger,
 ) -> list[Any]:
     """Copies what state there is into the buffers and puts views in its place: returns these."""
     views = [_views(i, param, tensors) for i, param in enumerate(params)]
@@ -93,7 +97,7 @@ def absorb(
             tensors.weight[i].copy_(tensors.params[i])
         for name in views[i].keys() & state.keys():
             views[i][name].copy_(state[name])
-        numbers = {"step": columns.steps[i], "prediction": columns.predictions[i]}
+        numbers = {"step": ledger.steps[i], "prediction": ledger.predictions[i]}
         _replace(state, {"step": None, **views[i], **numbers})
     return [value for state in states for value in state.values()]
 
@@ -101,7 +105,7 @@ def absorb(
 def _replace(state: StateDict, own: StateDict) -> None:
     # In one call: there is no moment at which the state has lost an entry.
     state.update(own)
-    for name in OWN_NAMES - own.keys():
+    for name in own_names() - own.keys():
         state.pop(name, None)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wpadamw.checks import Mode
 from wpadamw.compat import (
     at_end_of_backward,
     disable_dynamo,
@@ -19,8 +20,7 @@ from wpadamw.compat import (
     is_in_transform,
 )
 from wpadamw.layout import is_dtensor
-from wpadamw.scalars import Mode
-from wpadamw.weight_prediction import WeightPrediction
+from wpadamw.optimizer import WeightPrediction
 
 UPDATED = (
     "a forward is computed again for a backward pass (activation checkpointing, save_on_cpu), but "

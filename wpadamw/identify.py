@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from wpadamw import layout
-from wpadamw.buckets import Bucket
-from wpadamw.columns import Columns
-from wpadamw.compare import AnyRows, Cast, differing
-from wpadamw.scalars import NULL_PREDICTION, Mode, Prediction
+from wpadamw._backends.interface import Rows
+from wpadamw.bucket import Bucket
+from wpadamw.checks import Mode
+from wpadamw.compare import Cast, differing
+from wpadamw.rules.rule import Row
 
 
 class Found(NamedTuple):
@@ -34,27 +35,22 @@ class Found(NamedTuple):
 
 
 def identify(
-    bucket: Bucket, indices: Iterable[int], prediction: Prediction, is_loading: bool = False
+    bucket: Bucket, indices: Iterable[int], hyper: Row, is_loading: bool = False
 ) -> dict[int, Found]:
     """Compares parameters of a bucket with their backups and the predictions from them.
 
-    ``prediction`` is the group's, for parameters whose last update has none on record: they may
+    ``hyper`` is the group's, for parameters whose last update has none on record: they may
     hold one all the same, made after the state was saved. While loading, values that went through a
     model of another dtype are known again, too.
     """
     bucket.stage()
     chosen = list(indices)
-    rows = _all_made(bucket, prediction).prediction_rows()
+    rows = bucket.ledger.on_host().begin_predict(hyper)
+    rows = rows.to(bucket.tensors.params[0].device)
     casts = _casts(bucket, is_loading)
     true = _holding(bucket, chosen, None, casts)
     predicted = _holding(bucket, chosen, rows, casts)
     return {i: Found(i in true, i in predicted) for i in chosen}
-
-
-def _all_made(bucket: Bucket, prediction: Prediction) -> Columns:
-    columns = Columns.of(bucket.columns.on_host().numbers())
-    columns.record(prediction, [not record.made for record in columns.records])
-    return columns
 
 
 def _casts(bucket: Bucket, is_loading: bool) -> list[Cast]:
@@ -65,9 +61,7 @@ def _casts(bucket: Bucket, is_loading: bool) -> list[Cast]:
     return list(dict.fromkeys([own, *casts]))
 
 
-def _holding(
-    bucket: Bucket, indices: list[int], rows: AnyRows | None, casts: list[Cast]
-) -> set[int]:
+def _holding(bucket: Bucket, indices: list[int], rows: Rows | None, casts: list[Cast]) -> set[int]:
     """Which parameters hold their predictions by ``rows`` (None: their true weights)."""
     holding: set[int] = set()
     if bucket.tensors.weight is not None:
@@ -103,7 +97,7 @@ def settle(
     bucket: Bucket,
     found: dict[int, Found],
     mode: Mode,
-    prediction: Prediction,
+    hyper: Row,
     is_loading: bool = False,
 ) -> None:
     """Brings parameters into their group's mode; those from outside become the true weights."""
@@ -112,14 +106,13 @@ def settle(
         for i in itertools.compress(_all(bucket), foreign):
             bucket.tensors.weight[i].copy_(bucket.tensors.params[i])
     if mode == "predicted":
-        unmade = [not record.made for record in bucket.columns.on_host().numbers().records]
-        bucket.columns.record(prediction, unmade)
-        bucket.columns.record(NULL_PREDICTION, foreign)
+        bucket.ledger.record_missing(hyper)
+        bucket.ledger.record_null(foreign)
     bucket.finish_write([i in found for i in _all(bucket)])
     astray = any(not kind.is_foreign and not kind.holds(mode) for kind in found.values())
     # What went through another dtype has been rounded there.
     if bucket.has_backup and (astray or is_loading):
-        bucket.move(mode, prediction)
+        bucket.move(mode, hyper)
 
 
 def _all(bucket: Bucket) -> range:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from wpadamw import identify
-from wpadamw.buckets import Bucket
-from wpadamw.checks import Group
+from wpadamw.bucket import Bucket
+from wpadamw.checks import Group, Mode
 from wpadamw.plan import GroupPlan
-from wpadamw.scalars import Mode, group_prediction
 
 _Found = list[tuple[Bucket, dict[int, identify.Found]]]
 Foreign = list[tuple[Group, list[Tensor]]]  # parameters with weights from outside
@@ -55,15 +54,15 @@ def _modes(plans: Sequence[GroupPlan], found: list[_Found], is_newer: bool) -> l
 
 
 def _identify(plan: GroupPlan) -> _Found:
-    prediction = group_prediction(plan.group)
+    hyper = plan.host_hyper()
     return [
-        (bucket, identify.identify(bucket, range(len(bucket.params)), prediction, is_loading=True))
+        (bucket, identify.identify(bucket, range(len(bucket.params)), hyper, is_loading=True))
         for bucket in plan.buckets
     ]
 
 
 def _settle(plan: GroupPlan, found: _Found, is_newer: bool) -> Foreign:
-    prediction, mode = group_prediction(plan.group), plan.group["weights_are"]
+    hyper, mode = plan.host_hyper(), plan.group["weights_are"]
     foreign: Foreign = []
     for bucket, of_bucket in found:
         unknown = [i for i, kind in of_bucket.items() if kind.is_foreign]
@@ -71,7 +70,7 @@ def _settle(plan: GroupPlan, found: _Found, is_newer: bool) -> Foreign:
             foreign.append((plan.group, [bucket.params[i] for i in unknown]))
         else:  # older than the file: the file's weights take their place
             of_bucket = {i: kind for i, kind in of_bucket.items() if i not in unknown}
-        identify.settle(bucket, of_bucket, mode, prediction, is_loading=True)
+        identify.settle(bucket, of_bucket, mode, hyper, is_loading=True)
     return foreign
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from wpadamw.checks import Group, check_hyperparameters, check_recoverable, plain_numbers
-from wpadamw.rules import AdamW, AMSGrad
-from wpadamw.weight_prediction import WeightPrediction
+from wpadamw.checks import Group
+from wpadamw.optimizer import WeightPrediction
+from wpadamw.rules.adamw import AdamW
+from wpadamw.rules.amsgrad import AMSGrad
+from wpadamw.rules.rule import Rule
+from wpadamw.rules.sgd import SGD
 
-_ADAMW, _AMSGRAD = AdamW(), AMSGrad()
+_ADAMW, _AMSGRAD, _SGD = AdamW(), AMSGrad(), SGD()
 
 
 class WPAdamW(WeightPrediction):
@@ -65,6 +69,8 @@ class WPAdamW(WeightPrediction):
         ...     torch.save(model.state_dict(), "model.pt")
     """
 
+    original = torch.optim.AdamW
+
     def __init__(
         self,
         params: ParamsT,
@@ -86,30 +92,68 @@ class WPAdamW(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
     ) -> None:
-        defaults: Group = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "prediction_steps": prediction_steps,
-            "predict_decay": predict_decay,
-            "predict_in_step": predict_in_step,
-            "backup": backup,
-        }
-        defaults = plain_numbers(defaults)
-        check_hyperparameters(defaults)
-        defaults["betas"] = tuple(map(float, betas))
-        super().__init__(params, defaults, amp=amp, backend=backend)
+        super().__init__(locals())
 
-    def _rule(self, group: Group) -> AdamW:
+    def _rule(self, group: Group) -> Rule:
         return _AMSGRAD if group["amsgrad"] else _ADAMW
 
-    def _check_group(self, group: Group) -> None:
-        check_hyperparameters(group)
-        check_recoverable(group)
+
+class WPSGD(WeightPrediction):
+    r"""SGD with momentum and weight prediction, a drop-in for ``torch.optim.SGD``.
+
+    The prediction goes along the momentum buffer ``m`` (XGrad, arXiv 2305.18240, SGDM)::
+
+        g     = gradient at w_hat + weight_decay*w
+        m     = momentum*m + (1 - dampening)*g            (the first time m = g)
+        w     = w - lr*m        nesterov: w - lr*(g + momentum*m)
+        w_hat = w - lr*prediction_steps*m
+
+    The decay is coupled: it reaches the prediction through ``m``. With ``prediction_steps`` equal
+    to ``momentum``, no decay and no dampening, ``w_hat`` is the point that Nesterov momentum
+    stores.
+
+    Args:
+        params: parameters or parameter groups, of the dtypes of `WPAdamW`.
+        lr: learning rate >= 0, a number or a tensor of one element.
+        momentum: factor of the momentum buffer, >= 0. With 0 the buffer holds the last gradient.
+        dampening: how much of a gradient is kept from the momentum buffer.
+        weight_decay: coupled (L2) decay, >= 0.
+        nesterov: update along the Nesterov mix of gradient and momentum.
+        maximize, foreach, capturable, differentiable, fused, prediction_steps, predict_in_step,
+            backup, amp, backend: as in `WPAdamW`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range and duplicate parameters.
+        TypeError: for parameters of another dtype.
+        RuntimeError: for a backend that cannot run here.
+
+    Example:
+        >>> opt = wpadamw.WPSGD(model.parameters(), lr=0.1, momentum=0.9)
+    """
+
+    original = torch.optim.SGD
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        prediction_steps: float = 1.0,
+        predict_in_step: bool = True,
+        backup: bool = True,
+        amp: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(locals())
+
+    def _rule(self, group: Group) -> Rule:
+        return _SGD

@@ -6,17 +6,17 @@ Rebuilt lazily whenever parameters, options or state tensors were replaced, so i
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from wpadamw import _backends, layout
-from wpadamw.buckets import Bucket
-from wpadamw.checks import RUNNING, Group, check_step
+from wpadamw.bucket import Bucket
+from wpadamw.checks import Group, check_recoverable, check_running
 from wpadamw.compare import unexpected
 from wpadamw.flat_state import StateDict, all_same, holds
-from wpadamw.rules import AdamW
-from wpadamw.scalars import Prediction, group_prediction
+from wpadamw.rules.rule import Row, Rule
 
 AllStates = dict[Tensor, StateDict]  # opt.state
 
@@ -32,8 +32,11 @@ class _Served(NamedTuple):
 class GroupPlan:
     """The buckets of one parameter group."""
 
-    def __init__(self, group: Group, rule: AdamW, backend_name: str, amp: bool) -> None:
-        self.group, self.rule, self.backend_name, self.amp = group, rule, backend_name, amp
+    def __init__(
+        self, group: Group, options: Iterable[str], rule: Rule, backend_name: str, amp: bool
+    ) -> None:
+        self.group, self.options, self.rule = group, options, rule
+        self.backend_name, self.amp = backend_name, amp
         self.is_capturable: bool = group["capturable"]
         self.has_backup: bool = group["backup"]
         self.params: list[Tensor] = list(group["params"])
@@ -45,7 +48,7 @@ class GroupPlan:
         """The buckets of the parameters that have state."""
         return self.served.buckets
 
-    def fits(self, group: Group, rule: AdamW) -> bool:
+    def fits(self, group: Group, rule: Rule) -> bool:
         """Whether the plan was made for these parameters and this rule."""
         return (
             self.rule is rule
@@ -57,9 +60,10 @@ class GroupPlan:
 
     def check(self) -> None:
         """Raises ValueError for hyper-parameters that a step could not take."""
-        values = list(map(self.group.get, RUNNING))
+        values = list(map(self.group.get, self.options))
         if len(values) != len(self.checked) or not all_same(values, self.checked):
-            check_step(self.group)
+            check_running(self.group, self.options)
+            check_recoverable(self.group, self.rule)
             self.checked = values
 
     def refresh(self, state: AllStates) -> None:
@@ -77,15 +81,20 @@ class GroupPlan:
             waiting = [param for param in waiting if state.get(param)]
             self._serve(waiting, stale, state)
 
-    def prediction(self) -> Prediction:
-        """The prediction that the group's hyper-parameters of this moment ask for.
+    def hyper(self) -> Row:
+        """The group's hyper-parameters of this moment, as its rule names them.
 
-        Its lr remains a tensor where the host must not wait for it.
+        The lr remains a tensor where the host must not wait for it.
         """
         lr = self.group["lr"]
         would_wait = isinstance(lr, Tensor) and layout.host_must_not_wait(lr.device)
-        counts_on_device = all(bucket.counts_on_device for bucket in self.buckets)
-        return group_prediction(self.group, lr_as_it_is=would_wait and counts_on_device)
+        if would_wait and all(bucket.counts_on_device for bucket in self.buckets):
+            return self.rule.hyper(self.group, lr)
+        return self.host_hyper()
+
+    def host_hyper(self) -> Row:
+        """The same in numbers, for which the host waits."""
+        return self.rule.hyper(self.group, float(self.group["lr"]))
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""

@@ -6,15 +6,15 @@ was left half done by an interrupt, and what a checkpoint brought.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, identify, layout, loading
-from wpadamw.buckets import Bucket
-from wpadamw.checks import Group, check_mode, check_step
+from wpadamw.bucket import Bucket
+from wpadamw.checks import Group, Mode, check_mode, check_step
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
     check_no_transform,
@@ -24,8 +24,7 @@ from wpadamw.compat import (
     warn_caller,
 )
 from wpadamw.plan import GroupPlan
-from wpadamw.rules import AdamW
-from wpadamw.scalars import Mode, group_prediction
+from wpadamw.rules.rule import Rule
 from wpadamw.scaling import Clipping
 
 WRITTEN_OUTSIDE = (
@@ -63,6 +62,9 @@ class Plans:
 class Upkeep(Optimizer):
     """The plumbing below `WeightPrediction`."""
 
+    # The optimizer whose arguments, texts and checkpoints a subclass takes over.
+    original: ClassVar[type[Optimizer]]
+
     def __init__(self, params: ParamsT, defaults: Group, *, amp: bool, backend: str) -> None:
         _backends.check_available(backend)
         self._plans = Plans()
@@ -74,12 +76,8 @@ class Upkeep(Optimizer):
 
     # What a subclass says.
 
-    def _rule(self, group: Group) -> AdamW:
+    def _rule(self, group: Group) -> Rule:
         """The update rule of a group."""
-        raise NotImplementedError
-
-    def _check_group(self, group: Group) -> None:
-        """Raises for hyper-parameters of a new group that make no sense."""
         raise NotImplementedError
 
     # Plans.
@@ -91,7 +89,7 @@ class Upkeep(Optimizer):
         if plan is None or not plan.fits(group, rule):
             if plan is not None:
                 self._leave(plan)
-            plan = GroupPlan(group, rule, self._backend, self._amp)
+            plan = GroupPlan(group, tuple(self.defaults), rule, self._backend, self._amp)
             self._plans.by_group[id(group)] = plan
         plan.refresh(self.state)
         return plan
@@ -111,7 +109,7 @@ class Upkeep(Optimizer):
             if written := bucket.written_outside():
                 self._settle(bucket, written, group)
             if not bucket.holds_all(group["weights_are"]):  # an operation was interrupted
-                bucket.move(group["weights_are"], plan.prediction())
+                bucket.move(group["weights_are"], plan.hyper())
         return plan
 
     @outside_inference_mode
@@ -128,7 +126,7 @@ class Upkeep(Optimizer):
         if (plan := self._plans.of(group)) is not None:
             plan.check()
         else:
-            check_step(group)
+            check_step(group, self.defaults, self._rule)
 
     # Modes.
 
@@ -155,7 +153,7 @@ class Upkeep(Optimizer):
     def _move(self, group: Group, mode: Mode) -> None:
         check_no_transform(f"going to {mode} weights")
         plan = self._refreshed(group)
-        if mode == "predicted" and not all(bucket.columns.all_made() for bucket in plan.buckets):
+        if mode == "predicted" and not all(bucket.ledger.all_made() for bucket in plan.buckets):
             self._check_running(group)
         moving = [bucket for bucket in plan.buckets if not bucket.holds_all(mode)]
         for bucket in moving:
@@ -164,7 +162,7 @@ class Upkeep(Optimizer):
         if mode == "predicted":
             group["weights_are"] = mode  # "true" is said only where all parameters are
         for bucket in moving:
-            bucket.move(mode, plan.prediction())
+            bucket.move(mode, plan.hyper())
         group["weights_are"] = mode
         self._plans.is_interrupted = False
 
@@ -184,9 +182,9 @@ class Upkeep(Optimizer):
 
     def _settle(self, bucket: Bucket, indices: list[int], group: Group) -> None:
         """Brings parameters that others wrote to into the group's mode."""
-        prediction = group_prediction(group)
-        found = identify.identify(bucket, indices, prediction)
-        identify.settle(bucket, found, group["weights_are"], prediction)
+        hyper = self._rule(group).hyper(group, float(group["lr"]))
+        found = identify.identify(bucket, indices, hyper)
+        identify.settle(bucket, found, group["weights_are"], hyper)
         self._warn([(group, [bucket.params[i] for i, kind in found.items() if kind.is_foreign])])
 
     def _warn(self, foreign: loading.Foreign) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from wpadamw._backends.device_table import DeviceTable
 from wpadamw._backends.interface import (
-    NO_ROWS,
     BucketTensors,
-    ColumnTensors,
-    DeviceRows,
     Gradients,
+    LedgerTensors,
     Operation,
     Rows,
 )
 from wpadamw.compat import device_guard
-from wpadamw.scalars import NEUTRAL
 
 
 class DeviceKernels:
@@ -38,46 +36,59 @@ class DeviceKernels:
         raise NotImplementedError
 
     def step(
-        self, grads: Gradients, rows: Rows | DeviceRows, last: Rows, predict_next: bool
+        self,
+        grads: Gradients,
+        rows: Rows,
+        factor: float | Tensor,
+        predict_next: bool,
+        found_inf: Tensor | None = None,
     ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
         operation = Operation.step_and_predict if predict_next else Operation.step
         with device_guard(self.device):
             self.table.grads.fill(grads.addresses)
-            self._run(operation, grads.dtype, rows, last)
+            self._launch(operation, grads.dtype, rows, factor, found_inf)
 
-    def predict(self, rows: Rows | DeviceRows) -> None:
+    def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
         with device_guard(self.device):
-            self._run(Operation.predict, self.param_dtype, rows, NO_ROWS)
+            self._launch(Operation.predict, self.param_dtype, rows, 1.0, None)
 
-    def restore(self, last: Rows | DeviceRows) -> None:
+    def restore(self, rows: Rows) -> None:
         """Go to the true weights."""
         with device_guard(self.device):
-            if isinstance(last, DeviceRows):
-                self._run(Operation.restore, self.param_dtype, last, NO_ROWS)
-            else:
-                self._run(Operation.restore, self.param_dtype, Rows([NEUTRAL]), last)
+            self._launch(Operation.restore, self.param_dtype, rows, 1.0, None)
 
-    def advance(self, columns: ColumnTensors, operation: Operation) -> None:
+    def sums(self, grads: Gradients, rows: Rows, factor: float | Tensor) -> Tensor:
+        """The sums of the rule's terms, float64, [num_terms, parameters]."""
+        with device_guard(self.device):
+            self.table.grads.fill(grads.addresses)
+            return self._sum(grads.dtype, self.table.rows(rows), self.table.factor_of(factor))
+
+    def advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
         """Fill in the rows of an operation; count and record what it does."""
         with device_guard(self.device):
-            self._advance(columns, operation)
+            self._advance(ledger, operation, found_inf)
 
-    def _run(
+    def _launch(
         self,
         operation: Operation,
         grad_dtype: torch.dtype,
-        rows: Rows | DeviceRows,
-        last: Rows,
+        rows: Rows,
+        factor: float | Tensor,
+        found_inf: Tensor | None,
     ) -> None:
-        in_memory = rows if isinstance(rows, DeviceRows) else self.table.rows(rows, last)
-        self._launch(operation, grad_dtype, in_memory)
-
-    def _launch(self, operation: Operation, grad_dtype: torch.dtype, rows: DeviceRows) -> None:
         """Run an operation over all chunks on the current stream."""
         raise NotImplementedError
 
-    def _advance(self, columns: ColumnTensors, operation: Operation) -> None:
+    def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
+        """Sum the rule's terms on the current stream."""
+        raise NotImplementedError
+
+    def _advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
         """Run the kernel of `advance` on the current stream."""
         raise NotImplementedError

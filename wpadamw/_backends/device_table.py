@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wpadamw._backends.interface import BucketTensors, DeviceRows, Rows
-from wpadamw._backends.rows import flatten
+from wpadamw._backends.interface import BucketTensors, Rows
 from wpadamw._backends.upload import Upload
-from wpadamw.scalars import Scalars
 
 # Elements of one block: kChunkNumel of csrc/cuda/launch.h.
 CHUNK_NUMEL = 2048
@@ -46,17 +44,27 @@ class DeviceTable:
         self.chunks = chunk_table(bucket).to(device)
         self.num_chunks = len(self.chunks)
         self.grads = Upload(self.num_params, torch.int64, device)
-        # At most a row of its own, and a last row, for each parameter.
-        self.scalars = Upload(2 * self.num_params * len(Scalars._fields), torch.float64, device)
+        # At most a row of its own, and a row of what it holds, for each parameter.
+        self.width = len(bucket.rule.Step._fields) + len(bucket.rule.Look._fields)
+        self.scalars = Upload(2 * self.num_params * self.width, torch.float64, device)
         self.index = Upload(2 * self.num_params, torch.int32, device)
+        self.factor = Upload(1, torch.float64, device)
 
-    def rows(self, rows: Rows, last: Rows) -> DeviceRows:
-        """Rows of the host, in device memory."""
-        numbers, last_index = flatten(rows, last, self.num_params)
-        index = list(rows.index or [0] * self.num_params)
-        index += last_index or [-1] * self.num_params
-        scalars = self.scalars.fill(numbers).view(-1, len(Scalars._fields))
-        if rows.grad_factor is not None:
-            scalars[:, 0] = rows.grad_factor
-            self.scalars.forget()
-        return DeviceRows(scalars, self.index.fill(index).view(2, -1))
+    def rows(self, rows: Rows) -> Rows:
+        """Rows in device memory, with an index."""
+        if rows.index is not None and rows.index.device == self.chunks.device:
+            return rows
+        scalars, index = rows.scalars.flatten().tolist(), rows.index
+        if index is None:
+            held = 1 if len(rows.scalars) > 1 else -1
+            places = [0] * self.num_params + [held] * self.num_params
+        else:
+            places = index.flatten().tolist()
+        table = self.scalars.fill(scalars).view(-1, self.width)
+        return Rows(table, self.index.fill(places).view(2, -1))
+
+    def factor_of(self, factor: float | Tensor) -> Tensor:
+        """A factor of gradients, in device memory."""
+        if isinstance(factor, Tensor):
+            return factor.reshape(1).double()
+        return self.factor.fill([factor])

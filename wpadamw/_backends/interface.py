@@ -63,7 +63,7 @@ class Rows(NamedTuple):
         return Rows(self.scalars.to(device), index)
 
 
-class Ledger(NamedTuple):
+class LedgerTensors(NamedTuple):
     """Counts and records of n parameters in device memory, and room for rows computed from them."""
 
     steps: Tensor  # float32, [n]
@@ -136,11 +136,13 @@ class Kernels(Protocol):
         """The sums of the rule's terms, float64, [num_terms, parameters]; 0 without a gradient.
 
         Reads what a step reads and writes nothing. Terms are summed by halves within chunks of
-        2,048 elements, in the state's dtype and zeros in the place of what a chunk lacks; the sums of
+        2,048 elements, in the state's dtype, with zeros for what a chunk lacks; the sums of
         a tensor's chunks from the first to the last, in float64.
         """
 
-    def advance(self, ledger: Ledger, operation: Operation, found_inf: Tensor | None) -> None:
+    def advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
         """Fill in the rows of an operation; count and record what a step or a prediction does.
 
         A step's own rows are those of the updates that follow the counts, a prediction's those of

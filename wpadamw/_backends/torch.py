@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from wpadamw._backends.interface import (
-    NO_ROWS,
     BucketTensors,
-    ColumnTensors,
     Completed,
-    DeviceRows,
     Gradients,
+    LedgerTensors,
     Operation,
     Rows,
 )
-from wpadamw._backends.torch_columns import ONE, advance, write
-from wpadamw.scalars import Scalars
+from wpadamw._backends.torch_ledger import ONE, advance, write
+from wpadamw.layout import REAL_DTYPE
+from wpadamw.rules.rule import Row, Rule, State
+from wpadamw.rules.summing import total
 
 NAME = "torch"
 
@@ -32,23 +33,22 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-class _TensorRows:
-    """One of the two columns of `DeviceRows`: scalars that are tensors of one element."""
+class _Scalars:
+    """One of the two columns of `Rows`: the rule's scalars in the dtype of the state."""
 
-    grad_factor = None
+    def __init__(self, rule: Rule, rows: Rows, column: int, like: Tensor) -> None:
+        self.rule, self.num_step = rule, len(rule.Step._fields)
+        self.rows = [tuple(row) for row in rows.scalars.to(like.device, like.dtype).unbind()]
+        self.index = None if rows.index is None else rows.index[column].tolist()
+        self.default = column if column < len(self.rows) else -1
 
-    def __init__(self, rows: DeviceRows, column: int, dtype: torch.dtype) -> None:
-        index = rows.index[column]
-        self.is_row = index >= 0
-        self.scalars = rows.scalars.index_select(0, index.clamp(min=0)).to(dtype)
-
-    def get(self, i: int) -> Scalars:
-        return Scalars(*self.scalars[i])
-
-    __getitem__ = get
-
-
-AnyRows = Rows | _TensorRows
+    def get(self, i: int) -> tuple[Row, Row] | None:
+        """``Step`` and ``Look`` of parameter i, or None."""
+        place = self.default if self.index is None else self.index[i]
+        if place < 0:
+            return None
+        row = self.rows[place]
+        return self.rule.Step(*row[: self.num_step]), self.rule.Look(*row[self.num_step :])
 
 
 class Kernels:
@@ -57,8 +57,9 @@ class Kernels:
     raise_versions = True
 
     def __init__(self, bucket: BucketTensors) -> None:
-        self.bucket = bucket
-        self.real_dtype = bucket.state_flat[0].dtype
+        self.bucket, self.rule = bucket, bucket.rule
+        param = bucket.params[0]
+        self.like = torch.empty(0, dtype=REAL_DTYPE[param.dtype], device=param.device)
         # Operations that each parameter has been through, and last the calls of `advance`.
         self.counts = array("q", [0]) * (len(bucket.params) + 1)
         self.count_of = torch.frombuffer(self.counts, dtype=torch.int64).unbind()
@@ -73,63 +74,76 @@ class Kernels:
 
     @torch.no_grad()
     def step(
-        self, grads: Gradients, rows: Rows | DeviceRows, last: Rows, predict_next: bool
+        self,
+        grads: Gradients,
+        rows: Rows,
+        factor: float | Tensor,
+        predict_next: bool,
+        found_inf: Tensor | None = None,
     ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
-        found_inf = rows.found_inf if isinstance(rows, DeviceRows) else None
         is_void = None if found_inf is None else found_inf != 0
-        of_step, of_last = self._rows(rows, 0), self._rows(rows, 1, last)
+        of_step, of_held = self._scalars(rows, 0), self._scalars(rows, 1)
+        for i, grad in self._scaled(grads, factor):
+            scalars = of_step.get(i)
+            assert scalars is not None
+            weight, state = self.rule.step(
+                self._true_weight(i, of_held), self._state(i), grad, *scalars
+            )
+            held = self.rule.predict(weight, state, scalars[1]) if predict_next else weight
+            self._write_step(i, weight, state, held, is_void)
+
+    @torch.no_grad()
+    def predict(self, rows: Rows) -> None:
+        """Go to the predicted weights."""
+        of_prediction = self._scalars(rows, 0)
+        for i, param in enumerate(self.bucket.params):
+            weight, scalars = self._stored_weight(i), of_prediction.get(i)
+            if scalars is not None:
+                weight = self.rule.predict(weight, self._state(i), scalars[1])
+            self._write(i, [param], [weight])
+
+    @torch.no_grad()
+    def restore(self, rows: Rows) -> None:
+        """Go to the true weights."""
+        of_held = self._scalars(rows, 1)
+        for i, param in enumerate(self.bucket.params):
+            self._write(i, [param], [self._true_weight(i, of_held)])
+
+    @torch.no_grad()
+    def sums(self, grads: Gradients, rows: Rows, factor: float | Tensor) -> Tensor:
+        """The sums of the rule's terms, float64, [num_terms, parameters]."""
+        of_step, of_held = self._scalars(rows, 0), self._scalars(rows, 1)
+        num_params, device = len(self.bucket.params), self.bucket.params[0].device
+        sums = torch.zeros(self.rule.num_terms, num_params, dtype=torch.float64, device=device)
+        for i, grad in self._scaled(grads, factor):
+            scalars = of_step.get(i)
+            assert scalars is not None
+            weight, state = self._true_weight(i, of_held), self._state(i)
+            for k, terms in enumerate(self.rule.terms(weight, state, grad, *scalars)):
+                sums[k, i] = total(terms)
+        return sums
+
+    def advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
+        """Fill in the rows of an operation; count and record what it does."""
+        advance(self.rule, ledger, operation, found_inf, self.count_of[-1])
+
+    def _scalars(self, rows: Rows, column: int) -> _Scalars:
+        return _Scalars(self.rule, rows, column, self.like)
+
+    def _scaled(self, grads: Gradients, factor: float | Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The gradients that there are, times their factor, in the dtype of the state."""
+        factor = torch.as_tensor(factor, device=self.like.device).to(self.like.dtype)
         for i, grad in enumerate(grads.tensors):
             if grad is not None:
-                self._step_parameter(i, grad, of_step, of_last, predict_next, is_void)
+                yield i, grad.to(self.like.dtype) * factor
 
-    @torch.no_grad()
-    def predict(self, rows: Rows | DeviceRows) -> None:
-        """Go to the predicted weights."""
-        of_prediction = self._rows(rows, 0)
-        for i, param in enumerate(self.bucket.params):
-            state, s = self._state(i), of_prediction[i]
-            weight, direction = self._true_weight(i, NO_ROWS), self.bucket.rule.direction(state, s)
-            self._write(i, [param], [self.bucket.rule.predict_weight(weight, direction, s)])
-
-    @torch.no_grad()
-    def restore(self, last: Rows | DeviceRows) -> None:
-        """Go to the true weights."""
-        of_last = self._rows(last, 1)
-        for i, param in enumerate(self.bucket.params):
-            self._write(i, [param], [self._true_weight(i, of_last)])
-
-    def advance(self, columns: ColumnTensors, operation: Operation) -> None:
-        """Fill in the rows of an operation; count and record what it does."""
-        advance(columns, operation, self.count_of[-1])
-
-    def _write(self, i: int, targets: list[Tensor], values: list[Tensor]) -> None:
-        """All that an operation writes of parameter i, and its count, in one call."""
-        write([*targets, self.count_of[i]], [*values, self.count_of[i] + ONE])
-
-    def _rows(self, rows: Rows | DeviceRows, column: int, last: Rows | None = None) -> AnyRows:
-        if isinstance(rows, DeviceRows):
-            return _TensorRows(rows, column, self.real_dtype)
-        return rows if last is None else last
-
-    def _step_parameter(
-        self,
-        i: int,
-        grad: Tensor,
-        rows: AnyRows,
-        last: AnyRows,
-        predict_next: bool,
-        is_void: Tensor | None,
+    def _write_step(
+        self, i: int, weight: Tensor, state: State, held: Tensor, is_void: Tensor | None
     ) -> None:
-        rule, state, s = self.bucket.rule, self._state(i), rows[i]
-        factor = s.grad_factor if rows.grad_factor is None else rows.grad_factor.to(self.real_dtype)
-        weight = self._true_weight(i, last)
-        new_state = rule.update(state, grad.to(weight.dtype) * factor, s)
-        direction = rule.direction(new_state, s)
-        weight = rule.step_weight(weight, direction, s)
-        held = rule.predict_weight(weight, direction, s) if predict_next else weight
-        targets = [*state, self.bucket.params[i]]
-        values = [*new_state, held]
+        targets, values = [*self._state(i), self.bucket.params[i]], [*state, held]
         if self.bucket.weight is not None:
             targets.append(self.bucket.weight[i])
             values.append(weight)
@@ -138,17 +152,18 @@ class Kernels:
             values = [torch.where(is_void, target, value) for target, value in pairs]
         self._write(i, targets, values)
 
-    def _state(self, i: int) -> tuple[Tensor, ...]:
+    def _write(self, i: int, targets: list[Tensor], values: list[Tensor]) -> None:
+        """All that an operation writes of parameter i, and its count, in one call."""
+        write([*targets, self.count_of[i]], [*values, self.count_of[i] + ONE])
+
+    def _state(self, i: int) -> State:
         return tuple(views[i] for views in self.bucket.state)
 
-    def _true_weight(self, i: int, last: AnyRows) -> Tensor:
-        if self.bucket.weight is not None:
-            return self.bucket.weight[i]
-        param, s = self.bucket.params[i], last.get(i)
-        if s is None:
-            return param.clone()
-        rule = self.bucket.rule
-        weight = rule.recover_weight(param, rule.direction(self._state(i), s), s)
-        return (
-            torch.where(last.is_row[i], weight, param) if isinstance(last, _TensorRows) else weight
-        )
+    def _stored_weight(self, i: int) -> Tensor:
+        return self.bucket.params[i] if self.bucket.weight is None else self.bucket.weight[i]
+
+    def _true_weight(self, i: int, of_held: _Scalars) -> Tensor:
+        held = None if self.bucket.weight is not None else of_held.get(i)
+        if held is None:
+            return self._stored_weight(i).to(self.like.dtype)
+        return self.rule.recover(self.bucket.params[i], self._state(i), held[1])

@@ -19,7 +19,7 @@ Group = dict[str, Any]
 class Rule:
     """An update rule in plain PyTorch: the specification that every other backend equals.
 
-    Out of place, one rounding per operation, in the order in which it is written (docs/numerics.md).
+    Out of place, one rounding per operation, in the order as written (docs/numerics.md).
     An object without state of its own: tensors come in and go out. Its twins in ``csrc/rules`` and
     ``triton_kernels/rules`` have the same file name, the same functions and the same names of
     scalars.
@@ -34,6 +34,8 @@ class Rule:
 
     name: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]
+    # Whether checkpoints of the original optimizer have an entry ``step``.
+    original_counts: ClassVar[bool] = True
     Hyper: ClassVar[Any]
     Step: ClassVar[Any]
     Look: ClassVar[Any]
@@ -79,8 +81,17 @@ class Rule:
         raise NotImplementedError
 
     def why_not_recoverable(self, group: Group, lr: float) -> str | None:
-        """Why `recover` cannot solve the predictions of a group, or None if it can."""
-        return None if type(self).recover is not Rule.recover else "predictions cannot be solved"
+        """What `recover` lacks to solve the predictions of a group, or None if it can."""
+        return None
+
+    def can_recover(self) -> bool:
+        """Whether predictions can be solved for the true weights at all."""
+        return type(self).recover is not Rule.recover
+
+
+def all_rules(kind: type[Rule] = Rule) -> list[type[Rule]]:
+    """The rules that have been imported."""
+    return [rule for sub in kind.__subclasses__() for rule in (sub, *all_rules(sub))]
 
 
 def sqrt(x: Tensor) -> Tensor:

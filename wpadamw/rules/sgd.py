@@ -45,6 +45,7 @@ class SGD(Rule):
 
     name = "sgd"
     state_names = ("momentum_buffer",)
+    original_counts = False
     Hyper, Step, Look = Hyper, Step, Look
 
     def hyper(self, group: Group, lr: float | Tensor) -> Row:
@@ -82,7 +83,7 @@ class SGD(Rule):
     def step(
         self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
     ) -> tuple[Tensor, State]:
-        """``g = g + w*decay``, ``m = m*momentum + g*(1-dampening)``, ``w = w - (g or m, mixed)*lr``."""
+        """``g = g + w*decay``, ``m = m*momentum + g*grad_size``, ``w`` moves along their mix."""
         (momentum_buffer,) = state
         grad = grad + weight * step.weight_decay
         momentum_buffer = momentum_buffer * step.momentum + grad * step.grad_size

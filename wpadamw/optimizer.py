@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from wpadamw import checkpoint
-from wpadamw.checks import Group, check_dtype, check_unique, plain_numbers
+from wpadamw.checks import (
+    Group,
+    Mode,
+    check_arguments,
+    check_dtype,
+    check_known,
+    check_recoverable,
+    check_unique,
+    plain_numbers,
+)
 from wpadamw.compat import (
     check_capture,
     check_no_transform,
@@ -20,9 +29,8 @@ from wpadamw.compat import (
     needs_profiled_step,
     outside_inference_mode,
 )
-from wpadamw.group_step import GroupStep
-from wpadamw.scalars import Mode
 from wpadamw.scaling import Scaling, clip
+from wpadamw.step import GroupStep
 from wpadamw.upkeep import Plans, Upkeep
 
 
@@ -30,23 +38,22 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-class WeightPrediction(Upkeep):
-    """Base class: AdamW's state and update, with parameters that can hold predicted weights."""
+# Arguments of constructors that are no options of a parameter group.
+_NO_OPTIONS = ("self", "params", "amp", "backend", "__class__")
 
-    # Plain AdamW checkpoints and older ones lack these keys of a group.
-    group_defaults: ClassVar[dict[str, Any]] = {
-        "amsgrad": False,
-        "maximize": False,
-        "foreach": None,
-        "capturable": False,
-        "differentiable": False,
-        "fused": None,
-        "prediction_steps": 1.0,
-        "predict_decay": True,
-        "predict_in_step": True,
-        "backup": True,
-        "weights_are": "true",
-    }
+
+class WeightPrediction(Upkeep):
+    """Base class: an update rule with parameters that can hold predicted weights."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """Takes what a subclass was constructed with, ``locals()``: its signature declares it."""
+        given = {name: arguments[name] for name in arguments if name not in _NO_OPTIONS}
+        options = plain_numbers(given)
+        check_arguments(options, self.original)
+        if "betas" in options:
+            options["betas"] = tuple(map(float, options["betas"]))
+        amp, backend = arguments["amp"], arguments["backend"]
+        super().__init__(arguments["params"], options, amp=amp, backend=backend)
 
     # Modes.
 
@@ -229,11 +236,13 @@ class WeightPrediction(Upkeep):
         if not isinstance(group["params"], (Tensor, set, dict)):
             group["params"] = list(group["params"])
             check_unique(group["params"])
+        check_known(group, self.defaults, type(self).__name__)
         super().add_param_group(group)
         try:
             for param in self.param_groups[-1]["params"]:
                 check_dtype(param)
-            self._check_group(self.param_groups[-1])
+            check_arguments(self.param_groups[-1], self.original)
+            check_recoverable(self.param_groups[-1], self._rule(self.param_groups[-1]))
         except BaseException:
             self.param_groups.pop()
             raise
@@ -251,7 +260,7 @@ class WeightPrediction(Upkeep):
         if self._amp:
             self._step_supports_amp_scaling = True
         for group in self.param_groups:
-            for key, value in self.group_defaults.items():
+            for key, value in {**self.defaults, "weights_are": "true"}.items():
                 group.setdefault(key, value)
 
     @disable_dynamo
@@ -264,6 +273,8 @@ class WeightPrediction(Upkeep):
         self._put_in_order()
         saved = super().state_dict()
         saved["param_groups"] = list(map(plain_numbers, saved["param_groups"]))
+        for group in saved["param_groups"]:
+            group["rule"] = self._rule(group).name
         return saved
 
     @disable_dynamo
@@ -293,6 +304,6 @@ class WeightPrediction(Upkeep):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             if (replaced := pre_hook(self, state_dict)) is not None:
                 state_dict = replaced
-        groups, state = checkpoint.read(state_dict, self.param_groups, self._rule)
+        groups, state = checkpoint.read(state_dict, self.param_groups, self.defaults, self._rule)
         self._replace(defaultdict(dict, state), groups)
         self._receive()

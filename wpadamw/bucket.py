@@ -18,21 +18,24 @@ import torch
 from torch import Tensor
 
 from wpadamw import flat_state, layout
-from wpadamw._backends.interface import (
-    NO_ROWS,
-    Backend,
-    Completed,
-    Gradients,
-)
-from wpadamw.checks import why_no_memory
-from wpadamw.columns import Columns, Numbers, StepOptions
+from wpadamw._backends.interface import Backend, Completed, Gradients, Rows
+from wpadamw.checks import Mode, why_no_memory
 from wpadamw.compat import clear_autocast_cache
-from wpadamw.device_columns import DeviceColumns
+from wpadamw.device_ledger import DeviceLedger
 from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.gradients import GradientReader
-from wpadamw.rules import AdamW
-from wpadamw.scalars import Mode, Prediction
+from wpadamw.ledger import Ledger
+from wpadamw.rules.rule import Row, Rule
 from wpadamw.watch import Watch
+
+
+class StepCall(NamedTuple):
+    """What a step over a bucket takes from its group and from the call."""
+
+    hyper: Row
+    factor: float | Tensor  # of gradients; a float64 tensor where the host does not know it
+    predict_next: bool
+    found_inf: Tensor | None = None  # on the device; not 0: the step does nothing
 
 
 class _Write(NamedTuple):
@@ -40,7 +43,6 @@ class _Write(NamedTuple):
 
     completed: Completed  # the kernels' counts before
     advanced: int
-    numbers: Numbers | None
     held: list[bool]
     where: list[bool] | None  # parameters that it writes (None: all)
     resume: Callable[[], None] | None = None  # does the rest, if counts have been advanced
@@ -64,7 +66,7 @@ class Bucket:
     def __init__(
         self,
         params: list[Tensor],
-        rule: AdamW,
+        rule: Rule,
         has_backup: bool,
         backend: Backend,
         states: list[StateDict],
@@ -84,10 +86,10 @@ class Bucket:
         self.gradients = GradientReader(params, dense)
         self.backend, self.kernels = backend, backend.Kernels(self.tensors)
         self.counts_on_device = counts_on_device
-        self.columns: Columns | DeviceColumns = Columns(states)
+        self.ledger: Ledger | DeviceLedger = Ledger(rule, states)
         if counts_on_device:
-            self.columns = DeviceColumns(self.columns, dense[0].device, self.kernels)
-        self.state_values = flat_state.absorb(params, states, self.tensors, self.columns)
+            self.ledger = DeviceLedger(self.ledger, dense[0].device, self.kernels)
+        self.state_values = flat_state.absorb(params, states, self.tensors, self.ledger)
         self.state_versions: list[int] | None = self._state_versions()
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
@@ -127,7 +129,7 @@ class Bucket:
     def refresh(self) -> None:
         """Takes note of what happened outside. To be called before anything else is done."""
         self.settle()
-        if self.columns.refresh():
+        if self.ledger.refresh():
             self.state_versions = None
 
     def can_recreate(self) -> bool:
@@ -150,67 +152,65 @@ class Bucket:
 
     # The three operations.
 
-    def step(self, grads: Gradients, options: StepOptions) -> None:
+    def step(self, grads: Gradients, call: StepCall) -> None:
         """Restores, updates and, if asked to, predicts the parameters that have a gradient."""
-        columns, has_grad, held = self.columns, grads.has_grad, self._computed_back()
-        mode: Mode = "predicted" if options.predict_next else "true"
-        after = self.uniform[mode]
-        if has_grad is not None:
-            pairs = zip(has_grad, self.held, strict=True)
-            after = [options.predict_next if chosen else before for chosen, before in pairs]
-        resume = None
-        if isinstance(columns, DeviceColumns):
+        has_grad, held = grads.has_grad, self._computed_back()
+        hyper, factor, predict_next, found_inf = call
 
-            def resume() -> None:
-                rows = columns.step_rows(options, held)
-                self.kernels.step(grads, rows, NO_ROWS, options.predict_next)
+        def launch(rows: Rows) -> None:
+            self.kernels.step(grads, rows, factor, predict_next, found_inf)
 
         def run() -> None:
-            rows, last = columns.begin_step(options, has_grad, held)
-            self.kernels.step(grads, rows, last, options.predict_next)
+            launch(self.ledger.begin_step(hyper, has_grad, held, predict_next, found_inf))
 
-        self._write(run, columns.after_step(options, has_grad), after, has_grad, resume)
-        self.is_after_literal_step = not options.predict_next
+        def resume() -> None:
+            launch(self.ledger.resumed_step(held))
 
-    def predict(self, prediction: Prediction) -> None:
-        """Goes to predicted weights; ``prediction`` is for those that have none yet."""
+        after = self.uniform["predicted" if predict_next else "true"]
+        if has_grad is not None:
+            pairs = zip(has_grad, self.held, strict=True)
+            after = [predict_next if chosen else before for chosen, before in pairs]
+        self._write(run, after, has_grad, resume)
+        self.is_after_literal_step = not predict_next
+
+    def predict(self, hyper: Row) -> None:
+        """Goes to predicted weights; ``hyper`` is for those that have no prediction yet."""
         if not self.has_backup and any(self.held):
             self.restore()
-        rows = self.columns.begin_predict(prediction)
         self.is_after_literal_step = False
         self._write(
-            lambda: self.kernels.predict(rows), self.columns.numbers(), self.uniform["predicted"]
+            lambda: self.kernels.predict(self.ledger.begin_predict(hyper)),
+            self.uniform["predicted"],
         )
 
     def restore(self) -> None:
         """Goes to true weights."""
-        rows = self.columns.last_rows(self._computed_back())
         self.is_after_literal_step = False
         self._write(
-            lambda: self.kernels.restore(rows), self.columns.numbers(), self.uniform["true"]
+            lambda: self.kernels.restore(self.ledger.begin_restore(self._computed_back())),
+            self.uniform["true"],
         )
 
-    def move(self, mode: Mode, prediction: Prediction) -> None:
+    def move(self, mode: Mode, hyper: Row) -> None:
         """Takes all parameters to a mode, whatever they hold."""
         if mode == "true":
             self.restore()
         else:
-            self.predict(prediction)
+            self.predict(hyper)
 
     # Writing.
 
     def _write(
         self,
         run: Callable[[], None],
-        numbers: Numbers | None,
         held: list[bool],
         where: list[bool] | None = None,
         resume: Callable[[], None] | None = None,
     ) -> None:
-        """Runs kernels; ``numbers`` and ``held`` are so afterwards."""
+        """Runs kernels; ``held`` is so afterwards."""
         self.stage()
         completed, advanced = self.kernels.completed(), self.kernels.advanced()
-        self.begun = _Write(completed, advanced, numbers, held, where, resume)
+        self.begun = _Write(completed, advanced, held, where, resume)
         try:
             run()
         finally:
@@ -229,25 +229,18 @@ class Bucket:
             begun.resume()
             completed = self.kernels.completed()
         if isinstance(completed, list):
-            self._settle_each(begun, completed)
+            assert isinstance(begun.completed, list)
+            self._settle_each(begun, list(map(operator.ne, completed, begun.completed)))
         elif completed != begun.completed:
-            self._commit(begun.numbers)
+            self.ledger.commit()
             self.held = begun.held
         self.state_versions = []
         self.finish_write(begun.where)
 
-    def _settle_each(self, begun: _Write, completed: list[int]) -> None:
-        assert isinstance(begun.completed, list)
-        done = list(map(operator.ne, completed, begun.completed))
-        before = self.columns.numbers()
-        if begun.numbers is not None and before is not None:
-            self._commit(begun.numbers.where(done, before))
+    def _settle_each(self, begun: _Write, done: list[bool]) -> None:
+        self.ledger.commit(done)
         pairs = zip(done, begun.held, self.held, strict=True)
         self.held = [after if is_done else old for is_done, after, old in pairs]
-
-    def _commit(self, numbers: Numbers | None) -> None:
-        if numbers is not None and isinstance(self.columns, Columns):  # else the device has them
-            self.columns.commit(numbers)
 
     def stage(self) -> None:
         """Brings the dense copies of parameters with gaps up to date."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wpadamw._backends.interface import Gradients
-from wpadamw.buckets import Bucket
-from wpadamw.columns import StepOptions
+from wpadamw.bucket import Bucket, StepCall
+from wpadamw.checks import Mode
 from wpadamw.plan import GroupPlan
-from wpadamw.scalars import Mode, Prediction
+from wpadamw.rules.rule import Row
 from wpadamw.scaling import Scaling
 
 
@@ -21,28 +21,27 @@ class GroupStep(NamedTuple):
 
     def run(self) -> None:
         """Fails only where it is interrupted; otherwise the group ends wholly in one mode."""
-        group, prediction = self.plan.group, self.plan.prediction()
+        group, hyper = self.plan.group, self.plan.hyper()
         target: Mode = "predicted" if group["predict_in_step"] else "true"
         if target == "predicted":
             group["weights_are"] = target  # "true" is said only where all parameters are
         for bucket, grads in zip(self.plan.buckets, self.grads, strict=True):
             if not bucket.holds_all(target) and self._may_skip_some(grads):
                 # Parameters without an update follow the mode all the same.
-                bucket.move(target, prediction)
+                bucket.move(target, hyper)
             for same_dtype in grads:
-                bucket.step(same_dtype, self._options(bucket, prediction))
+                bucket.step(same_dtype, self._call(bucket, hyper))
         group["weights_are"] = target
 
     def _may_skip_some(self, grads: list[Gradients]) -> bool:
         is_for_all = len(grads) == 1 and grads[0].has_grad is None
         return not is_for_all or self.scaling.found_inf is not None
 
-    def _options(self, bucket: Bucket, prediction: Prediction) -> StepOptions:
+    def _call(self, bucket: Bucket, hyper: Row) -> StepCall:
         group, device = self.plan.group, bucket.tensors.params[0].device
-        return StepOptions(
-            prediction=prediction,
-            weight_decay=float(group["weight_decay"]),
-            grad_factor=self.scaling.factor(-1.0 if group["maximize"] else 1.0, device),
-            predict_next=group["predict_in_step"],
-            found_inf=self.scaling.found_inf_on(device),
+        return StepCall(
+            hyper,
+            self.scaling.factor(-1.0 if group["maximize"] else 1.0, device),
+            group["predict_in_step"],
+            self.scaling.found_inf_on(device),
         )
