@@ -12,7 +12,8 @@ from torch import Tensor
 import wpadamw
 from wpadamw import WPAdamW
 from wpadamw._backends.interface import BucketTensors
-from wpadamw.rules import AdamW
+from wpadamw.rules.adamw import AdamW
+from wpadamw.rules.rule import Rule
 
 BACKENDS = ("cpp", "torch")
 
@@ -112,28 +113,29 @@ def random_parameters(numels: list[int], dtype: torch.dtype, seed: int = 0) -> l
 
 
 def mid_training_state(
-    param: Tensor, step: int, generator: torch.Generator, amsgrad: bool = False
+    param: Tensor, step: int, generator: torch.Generator, names: Sequence[str] = AdamW.state_names
 ) -> dict[str, Tensor]:
-    """The state of one parameter as a checkpoint of ``torch.optim.AdamW`` has it."""
+    """The state of one parameter as a checkpoint of the original optimizer has it."""
     dtype = torch.promote_types(param.dtype, torch.float32)
-    exp_avg = wide(param.shape, dtype, generator)
-    state = {"step": torch.tensor(float(step)), "exp_avg": exp_avg}
-    for name in ("exp_avg_sq", "max_exp_avg_sq")[: 1 + amsgrad]:
-        spread = _real(exp_avg) * (0.5 + torch.rand(_real(exp_avg).shape, generator=generator))
+    first, *squares = names
+    average = wide(param.shape, dtype, generator)
+    state = {"step": torch.tensor(float(step)), first: average}
+    for name in squares:
+        spread = _real(average) * (0.5 + torch.rand(_real(average).shape, generator=generator))
         square = spread**2
         state[name] = torch.view_as_complex(square) if param.is_complex() else square
     return state
 
 
 def load_mid_training(optimizer: WPAdamW, step: int, seed: int = 0) -> None:
-    """Loads a random state after ``step`` updates, as a plain AdamW checkpoint."""
+    """Loads a random state after ``step`` updates, as a checkpoint of the original optimizer."""
     generator = torch.Generator().manual_seed(seed)
     groups = optimizer.state_dict()["param_groups"]
     for group in groups:
         del group["weights_are"], group["backup"]
-    amsgrad = groups[0]["amsgrad"]
+    names = optimizer._rule(groups[0]).state_names
     state = {
-        i: mid_training_state(param, step, generator, amsgrad)
+        i: mid_training_state(param, step, generator, names)
         for i, param in enumerate(parameters_of(optimizer))
     }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -177,12 +179,13 @@ class Twins:
         self,
         make_params: Callable[[], Any],
         *,
+        make: Any = WPAdamW,
         backends: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> None:
         self.by_backend = {
-            name: WPAdamW(
+            name: make(
                 moved(make_params(), "cpu" if name == "cpp" else device), backend=name, **options
             )
             for name in backends or BACKENDS
@@ -239,12 +242,15 @@ class PinnedTable:
         self.table.run(*arguments, instruction_set=self.instruction_set)
 
 
-def bucket_of(param: Tensor, weight: Tensor | None = None) -> BucketTensors:
-    """A bucket of one flat parameter, with zero moments."""
+def bucket_of(
+    param: Tensor, weight: Tensor | None = None, rule: Rule | None = None
+) -> BucketTensors:
+    """A bucket of one flat parameter, with a state of zeros."""
     dtype = torch.promote_types(param.dtype, torch.float32)
-    state = [torch.zeros(param.shape, dtype=dtype) for _ in AdamW.state_names]
+    rule = rule or AdamW()
+    state = [torch.zeros(param.shape, dtype=dtype) for _ in rule.state_names]
     return BucketTensors(
-        rule=AdamW(),
+        rule=rule,
         params=[param],
         offsets=[0],
         weight_flat=weight,

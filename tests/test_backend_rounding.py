@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from wpadamw import WPAdamW
 from wpadamw._backends import cpp
-from wpadamw._backends.interface import Rows
+from wpadamw.ledger import no_rows
+from wpadamw.rules.adamw import AdamW
 
 pytestmark = needs_cpp
 
@@ -75,7 +76,7 @@ def test_narrow_parameters_are_rounded_as_torch_rounds(dtype, instruction_set):
     param = torch.full_like(values, float("nan"), dtype=dtype)
 
     # Restoring a backup is a rounding and nothing else.
-    cpp.Kernels(bucket_of(param, weight=values)).restore(Rows([None]))
+    cpp.Kernels(bucket_of(param, weight=values)).restore(no_rows(AdamW()))
 
     assert_same_bits("rounded", param, values.to(dtype))
 

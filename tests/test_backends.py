@@ -25,11 +25,13 @@ from helpers import (
     set_grad,
     wide,
 )
+from rule_table import RULES
 
 import wpadamw
 from wpadamw import WPAdamW
 from wpadamw._backends import cpp
-from wpadamw._backends.interface import Rows
+from wpadamw.ledger import no_rows
+from wpadamw.rules.adamw import AdamW
 
 pytestmark = needs_cpp
 
@@ -73,6 +75,15 @@ def test_kernels_equal_the_specification(dtype, grad_dtype, options, step, gener
     twins(NUMELS, dtype, step, **options).run_everything(generator, grad_dtype)
 
 
+@pytest.mark.parametrize("case", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+def test_kernels_equal_the_specification_for_every_rule(
+    dtype, grad_dtype, options, case, generator
+):
+    pair = twins(NUMELS, dtype, 10, make=case.make, **case.options, **options)
+    pair.run_everything(generator, grad_dtype)
+
+
 @pytest.mark.parametrize("numel", NUMELS)
 @pytest.mark.parametrize("dtype, grad_dtype", KINDS.values(), ids=KINDS)
 def test_kernels_equal_the_specification_for_a_single_tensor(dtype, grad_dtype, numel, generator):
@@ -98,7 +109,7 @@ def test_an_unknown_instruction_set_is_refused():
     kernels = cpp.Kernels(bucket_of(param, weight=torch.ones(3)))
     kernels.table = PinnedTable(kernels.table, "sse9")
     with pytest.raises(ValueError, match="sse9"):
-        kernels.restore(Rows([None]))
+        kernels.restore(no_rows(AdamW()))
 
 
 def test_kernels_equal_the_specification_with_gradients_of_several_dtypes(generator):

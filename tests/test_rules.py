@@ -5,93 +5,51 @@ from __future__ import annotations
 import importlib
 import math
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import assert_same_bits, load_mid_training, mid_training_state, needs_cpp, wide
 from hypothesis import given
 from hypothesis import strategies as st
+from rule_table import RULES
 
-from wpadamw import WPAdamW, rules
-from wpadamw.scalars import Scalars
-
-HYPER = {"lr": 0.013, "betas": (0.87, 0.993), "eps": 1e-6, "weight_decay": 0.07}
-
-# The same in plain Python. Numbers of Python are float64; two float32 operands give a float64
-# result that, rounded to float32, is the correctly rounded one, for + - * / and the root.
+from wpadamw import WPAdamW
+from wpadamw.rules.rule import all_rules, sqrt
 
 
 def float32(x):
     return struct.unpack("f", struct.pack("f", x))[0]
 
 
+ROOT = Path(__file__).resolve().parents[1]
 ROUNDINGS = {torch.float32: float32, torch.float64: float}
 
 
-class SlowAdamW:
-    """One element, in the order of the numerical contract."""
-
-    def __init__(self, fl, w, m, v, v_max, options):
-        self.fl, self.options, self.k = fl, options, 0
-        self.w, self.m, self.v, self.v_max = w, m, v, v_max
-
-    def scalars(self):
-        o, k = self.options, self.k
-        (beta1, beta2), s, lr, weight_decay = o["betas"], o["s"], o["lr"], o["weight_decay"]
-        predicted = weight_decay if o.get("predict_decay", True) else 0.0
-        names = {
-            "one_minus_beta1": 1 - beta1,
-            "beta2": beta2,
-            "one_minus_beta2": 1 - beta2,
-            "inv_sqrt_bc2": 1 / math.sqrt(1 - beta2**k),
-            "eps": o["eps"],
-            "decay": 1 - lr * weight_decay,
-            "step_size": lr / (1 - beta1**k),
-            "predict_decay": 1 - s * lr * predicted,
-            "predict_size": s * lr / (1 - beta1**k),
-        }
-        return {name: self.fl(value) for name, value in names.items()}
-
-    def step(self, g):
-        self.k += 1
-        fl, c = self.fl, self.scalars()
-        g = -g if self.options.get("maximize") else g
-        self.m = fl(self.m + fl(fl(g - self.m) * c["one_minus_beta1"]))
-        self.v = fl(fl(self.v * c["beta2"]) + fl(fl(g * g) * c["one_minus_beta2"]))
-        self.v_max = max(self.v_max, self.v)
-        self.w = fl(fl(self.w * c["decay"]) - fl(self.direction() * c["step_size"]))
-
-    def direction(self):
-        fl, c = self.fl, self.scalars()
-        v = self.v_max if self.options.get("amsgrad") else self.v
-        return fl(self.m / fl(fl(fl(math.sqrt(v)) * c["inv_sqrt_bc2"]) + c["eps"]))
-
-    def predicted(self):
-        fl, c = self.fl, self.scalars()
-        return fl(fl(self.w * c["predict_decay"]) - fl(self.direction() * c["predict_size"]))
-
-    def recovered(self, p):
-        fl, c = self.fl, self.scalars()
-        return fl(fl(p + fl(self.direction() * c["predict_size"])) / c["predict_decay"])
+def slow_twin(case, dtype, generator, **options):
+    """A parameter under the specification, and its elements under the slow oracle."""
+    param = torch.nn.Parameter(wide(300, dtype, generator))
+    optimizer = case.make(
+        [param], lr=0.013, prediction_steps=1.7, backend="torch", **{**case.options, **options}
+    )
+    group = optimizer.param_groups[0]
+    return param, optimizer, [case.slow(ROUNDINGS[dtype], w, group) for w in param.tolist()]
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({}, id="adamw"),
-        pytest.param({"amsgrad": True}, id="amsgrad"),
-        pytest.param({"maximize": True}, id="maximize"),
-        pytest.param({"predict_decay": False}, id="undecayed-prediction"),
-    ],
-)
-def test_steps_and_predictions_follow_the_formulas_to_the_bit(options, dtype, generator):
-    param = torch.nn.Parameter(wide(300, dtype, generator))
-    optimizer = WPAdamW([param], **HYPER, **options, prediction_steps=1.7, backend="torch")
-    slow = [
-        SlowAdamW(ROUNDINGS[dtype], w, 0.0, 0.0, 0.0, {**HYPER, **options, "s": 1.7})
-        for w in param.tolist()
-    ]
+@pytest.mark.parametrize("options", [{}, {"maximize": True}], ids=["minimize", "maximize"])
+@pytest.mark.parametrize("case", RULES.values(), ids=RULES)
+def test_steps_and_predictions_follow_the_formulas_to_the_bit(case, options, dtype, generator):
+    check_formulas(case, dtype, generator, **options)
+
+
+@pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
+def test_predictions_may_leave_the_decay_out(dtype, generator):
+    check_formulas(RULES["adamw"], dtype, generator, predict_decay=False)
+
+
+def check_formulas(case, dtype, generator, **options):
+    param, optimizer, slow = slow_twin(case, dtype, generator, **options)
     for _ in range(5):
         param.grad = wide(300, dtype, generator)
         optimizer.step()
@@ -101,18 +59,15 @@ def test_steps_and_predictions_follow_the_formulas_to_the_bit(options, dtype, ge
         assert_same_bits("predicted", param, want)
         optimizer.restore()
         assert_same_bits("true", param, torch.tensor([element.w for element in slow], dtype=dtype))
-    for name, attribute in (("exp_avg", "m"), ("exp_avg_sq", "v")):
-        want = torch.tensor([getattr(element, attribute) for element in slow], dtype=dtype)
+    for name in case.rule.state_names:
+        want = torch.tensor([element.state[name] for element in slow], dtype=dtype)
         assert_same_bits(name, optimizer.state[param][name], want)
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
-def test_restoring_without_backup_follows_the_formula_to_the_bit(dtype, generator):
-    param = torch.nn.Parameter(wide(300, dtype, generator))
-    optimizer = WPAdamW([param], **HYPER, prediction_steps=1.7, backup=False, backend="torch")
-    slow = [
-        SlowAdamW(ROUNDINGS[dtype], w, 0.0, 0.0, 0.0, {**HYPER, "s": 1.7}) for w in param.tolist()
-    ]
+@pytest.mark.parametrize("case", RULES.values(), ids=RULES)
+def test_restoring_without_backup_follows_the_formula_to_the_bit(case, dtype, generator):
+    param, optimizer, slow = slow_twin(case, dtype, generator, backup=False)
     for _ in range(3):
         param.grad = wide(300, dtype, generator)
         optimizer.step()
@@ -136,35 +91,48 @@ def test_square_roots_are_correctly_rounded(dtype, generator):
     values = torch.cat([(2**exponent).to(dtype), torch.tensor([0.0, tiny, huge], dtype=dtype)])
     fl = ROUNDINGS[dtype]
     want = torch.tensor([fl(math.sqrt(value)) for value in values.tolist()], dtype=dtype)
-    assert_same_bits("sqrt", rules.sqrt(values), want)
+    assert_same_bits("sqrt", sqrt(values), want)
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
 def test_square_roots_of_infinity_and_nan_are_themselves(dtype):
     values = torch.tensor([float("inf"), float("nan")], dtype=dtype)
-    assert_same_bits("sqrt", rules.sqrt(values), values)
+    assert_same_bits("sqrt", sqrt(values), values)
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
 def test_square_roots_of_negative_numbers_are_nan_and_of_minus_zero_minus_zero(dtype):
     values = torch.tensor([-1.0, -torch.finfo(dtype).tiny, -float("inf"), -0.0], dtype=dtype)
     nan = float("nan")
-    assert_same_bits("sqrt", rules.sqrt(values), torch.tensor([nan, nan, nan, -0.0], dtype=dtype))
+    assert_same_bits("sqrt", sqrt(values), torch.tensor([nan, nan, nan, -0.0], dtype=dtype))
 
 
 # Names shared with the kernels.
 
 
 @needs_cpp
-def test_scalars_have_the_field_order_of_the_kernels():
-    assert list(Scalars._fields) == importlib.import_module("wpadamw._C").scalar_names()
-
-
-@needs_cpp
 def test_rules_have_the_names_of_the_kernels():
-    classes = [value for value in vars(rules).values() if hasattr(value, "state_names")]
-    names = [rule.name for rule in classes]
-    assert names == importlib.import_module("wpadamw._C").rule_names()
+    found = importlib.import_module("wpadamw._C").rules()
+    known = {rule.name: rule for rule in all_rules() if rule.__module__.startswith("wpadamw")}
+    assert found.keys() == known.keys()
+    for name, rule in known.items():
+        assert found[name] == {
+            "state": list(rule.state_names),
+            "hyper": list(rule.Hyper._fields),
+            "step": list(rule.Step._fields),
+            "look": list(rule.Look._fields),
+            "num_terms": rule.num_terms,
+            "can_recover": rule().can_recover(),
+        }
+
+
+@pytest.mark.parametrize("folder, suffix", [("csrc", "h"), ("triton_kernels", "py")])
+def test_rules_have_files_of_the_same_names(folder, suffix):
+    def stems(path, suffix):
+        found = {file.stem for file in (ROOT / path).glob(f"*.{suffix}")}
+        return found - {"__init__", "rule", "summing"}
+
+    assert stems(f"{folder}/rules", suffix) == stems("wpadamw/rules", "py")
 
 
 # What follows from the formulas.
@@ -291,9 +259,10 @@ def trained(optimizer_class, values, state, grads, dtype, **options):
 def test_without_prediction_it_is_adamw_as_accurate_as_torch(options, num_steps, generator):
     values = torch.randn(20_000, generator=generator)
     grads = [wide(20_000, torch.float32, generator) for _ in range(num_steps)]
+    names = RULES["amsgrad" if "amsgrad" in options else "adamw"].rule.state_names
     state = {
         "options": options,
-        "tensors": mid_training_state(values, 10, generator, options.get("amsgrad", False)),
+        "tensors": mid_training_state(values, 10, generator, names),
     }
     theirs = torch.optim.AdamW
     truth = trained(theirs, values, state, grads, torch.float64, foreach=False)

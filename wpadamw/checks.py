@@ -38,7 +38,10 @@ def _plain(value: Any) -> Any:
 
 def check_arguments(group: Group, original: type[torch.optim.Optimizer]) -> None:
     """Raises for arguments of a new group that the original optimizer or we refuse."""
-    theirs = inspect.signature(original).parameters.keys() & group.keys() - {"differentiable"}
+    theirs = inspect.signature(original).parameters.keys() & group.keys() - {
+        "params",
+        "differentiable",
+    }
     original([torch.empty(0, device="cpu")], **{name: group[name] for name in theirs})
     _check_differentiable("differentiable", group["differentiable"])
     _check_number("prediction_steps", group["prediction_steps"])

@@ -16,6 +16,7 @@ from wpadamw import layout
 from wpadamw._backends.interface import BucketTensors, Rows
 from wpadamw.bucket import Bucket
 from wpadamw.flat_state import PADDING, padded
+from wpadamw.ledger import no_rows
 
 # The dtype in which weights are computed, and that in which they are held.
 Cast = tuple[torch.dtype, torch.dtype]
@@ -96,7 +97,7 @@ def _written(bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast
     tensors = _tensors(bucket, pieces, cast)
     kernels = bucket.backend.Kernels(tensors)
     if rows is None:
-        kernels.restore(bucket.ledger.begin_restore(None))
+        kernels.restore(no_rows(bucket.rule))
     else:
         kernels.predict(rows.of([piece.param for piece in pieces]))
     return tensors.params

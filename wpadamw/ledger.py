@@ -39,6 +39,13 @@ def no_record(rule: Rule, kind: Kind = Kind.none) -> Record:
     return (float(kind), *[0.0] * len(rule.Look._fields))
 
 
+def no_rows(rule: Rule) -> Rows:
+    """The rows of a restore from backups, which needs none."""
+    return Rows(
+        torch.zeros(1, len(rule.Step._fields) + len(rule.Look._fields), device="cpu").double()
+    )
+
+
 def rows_of_records(predictions: Tensor, rule: Rule) -> Rows:
     """What re-creates recorded predictions; row -1 for those that move nothing."""
     num_params, num_step = len(predictions), len(rule.Step._fields)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wpadamw._backends.extension import dtype_code, extension
-from wpadamw._backends.interface import NO_ROWS, BucketTensors, Gradients, Rows
-from wpadamw._backends.rows import flatten
-from wpadamw.scalars import NEUTRAL
+from wpadamw._backends.interface import BucketTensors, Gradients, LedgerTensors, Operation, Rows
 
 NAME = "cpp"
 
@@ -55,29 +54,62 @@ class Kernels:
         """None: counts are the host's."""
         return 0
 
-    def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
+    def step(
+        self,
+        grads: Gradients,
+        rows: Rows,
+        factor: float | Tensor,
+        predict_next: bool,
+        found_inf: Tensor | None = None,
+    ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
         operation = self.operation.step_and_predict if predict_next else self.operation.step
-        if grads.addresses is not self.grad_addresses:
-            self.table.set_grads(grads.addresses)
-            self.grad_addresses = grads.addresses
-        self._run(operation, rows, last, self.dtypes[grads.dtype])
+        self._set_grads(grads)
+        self._run(operation, rows, self.dtypes[grads.dtype], float(factor))
 
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
-        self._run(self.operation.predict, rows, NO_ROWS)
+        self._run(self.operation.predict, rows, self.param_dtype)
 
-    def restore(self, last: Rows) -> None:
+    def restore(self, rows: Rows) -> None:
         """Go to the true weights."""
-        self._run(self.operation.restore, Rows([NEUTRAL]), last)
+        self._run(self.operation.restore, rows, self.param_dtype)
 
-    def _run(self, operation: Any, rows: Rows, last: Rows, grad_dtype: Any = None) -> None:
-        table, last_index = flatten(rows, last, len(self.bucket.params))
-        self.table.run(
-            operation,
-            grad_dtype or self.param_dtype,
-            table,
-            rows.index,
-            last_index,
-            min(torch.get_num_threads(), _MAX_THREADS),
+    def sums(self, grads: Gradients, rows: Rows, factor: float | Tensor) -> Tensor:
+        """The sums of the rule's terms, float64, [num_terms, parameters]."""
+        sums = torch.zeros(
+            self.bucket.rule.num_terms, len(self.bucket.params), dtype=torch.float64, device="cpu"
         )
+        self._set_grads(grads)
+        self.table.sums(
+            self.dtypes[grads.dtype],
+            *_memory(rows),
+            float(factor),
+            _num_threads(),
+            sums.data_ptr(),
+        )
+        return sums
+
+    def advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
+        """Not served: the host counts."""
+        raise NotImplementedError
+
+    def _set_grads(self, grads: Gradients) -> None:
+        if grads.addresses is not self.grad_addresses:
+            self.table.set_grads(grads.addresses)
+            self.grad_addresses = grads.addresses
+
+    def _run(self, operation: Any, rows: Rows, grad_dtype: Any, factor: float = 1.0) -> None:
+        self.table.run(operation, grad_dtype, *_memory(rows), factor, _num_threads())
+
+
+def _memory(rows: Rows) -> tuple[int, int, int]:
+    """Address and number of the rows, and the address of their index."""
+    index = 0 if rows.index is None else rows.index.data_ptr()
+    return rows.scalars.data_ptr(), len(rows.scalars), index
+
+
+def _num_threads() -> int:
+    return min(torch.get_num_threads(), _MAX_THREADS)

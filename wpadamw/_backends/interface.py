@@ -55,7 +55,8 @@ class Rows(NamedTuple):
         """The rows of some parameters, in this order."""
         if self.index is None:
             return self
-        return Rows(self.scalars, self.index[:, torch.tensor(params, device=self.index.device)])
+        index = self.index[:, torch.tensor(params, device=self.index.device)]
+        return Rows(self.scalars, index.contiguous())
 
     def to(self, device: torch.device) -> Rows:
         """The same rows in the memory of a device."""

@@ -11,7 +11,7 @@ import torch
 
 from wpadamw._backends.device_kernels import DeviceKernels
 from wpadamw._backends.device_table import CHUNK_NUMEL
-from wpadamw._backends.interface import BucketTensors, ColumnTensors, DeviceRows, Operation
+from wpadamw._backends.interface import *
 
 NAME = "triton"
 
