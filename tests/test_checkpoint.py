@@ -23,6 +23,7 @@ from models import (
 from torch import nn
 
 import wpadamw
+from wpadamw.rules.adamw import AdamW
 
 OUTSIDE = "written to from outside"
 STEPS = 12
@@ -206,7 +207,7 @@ def group_entry(key, value):
 
 def prediction(**values):
     """A prediction row with some of its values replaced."""
-    fields = ("made", "lr", "beta1", "beta2", "eps", "weight_decay", "steps")
+    fields = ("kind", *AdamW.Look._fields)
 
     def spoil(saved):
         for name, value in values.items():
@@ -232,9 +233,9 @@ SPOILED = {
     "half-step": (entry("step", 1.5), "'step'"),
     "two-steps": (entry("step", torch.ones(2)), "'step'"),
     "prediction-size": (entry("prediction", torch.ones(3)), "'prediction'"),
-    "prediction-nan": (prediction(lr=float("nan")), "'prediction'"),
-    "prediction-beta1": (prediction(beta1=1.0), "'prediction'"),
-    "prediction-beta2": (prediction(beta2=2.0), "'prediction'"),
+    "prediction-nan": (prediction(predict_size=float("nan")), "'prediction'"),
+    "prediction-kind": (prediction(kind=3.0), "'prediction'.* kind"),
+    "other-rule": (group_entry("rule", "sgd"), "rule 'sgd', not of 'adamw'"),
     "weights-are": (group_entry("weights_are", "best"), "'weights_are'"),
     "lr": (group_entry("lr", None), r"\['lr'\] must be a number"),
     "three-betas": (group_entry("betas", (0.9, 0.99, 0.999)), r"\['betas'\]"),

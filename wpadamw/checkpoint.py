@@ -19,8 +19,8 @@ from wpadamw import layout
 from wpadamw._backends.interface import Kind
 from wpadamw.checks import Group, check_backup, check_running, why_no_memory
 from wpadamw.compat import to_complex
-from wpadamw.flat_state import StateDict, own_names
-from wpadamw.rules.rule import Rule, all_rules
+from wpadamw.flat_state import StateDict
+from wpadamw.rules.rule import Rule, all_rules, relatives
 
 # The largest count that float32 counts on from; torch counts in it, too.
 _MAX_COUNT = 2**24
@@ -156,7 +156,8 @@ def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None
             f"{where} must have {missing[0]!r} for rule {rule.name!r}, got only "
             f"{sorted(map(str, entry))}{_as_of_others(entry)}"
         )
-    extra = [name for name in entry if name not in own_names()]
+    known = {name for other in relatives(rule) for name in other.state_names}
+    extra = [name for name in entry if name not in known | {"step", "weight", "prediction"}]
     if extra:
         raise ValueError(f"{where} must have no entry {extra[0]!r}")
 

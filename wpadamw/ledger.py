@@ -78,7 +78,7 @@ class Ledger:
         self.row_memory = array("d", [0.0] * 2 * self.width)
         self.both_rows = Rows(_table(self.row_memory, self.width))
         self.own_row = Rows(self.both_rows.scalars[:1])
-        self._read()
+        self.numbers = self._read()
         self.pending = self.numbers  # what is so when the operation that has begun will be done
 
     def _as_record(self, values: Any) -> Record:
@@ -88,7 +88,7 @@ class Ledger:
         """Reads the tensors again if somebody wrote to them, and tells whether."""
         is_changed = self.versions != (self.steps._version, self.predictions._version)
         if is_changed:
-            self._read()
+            self.numbers = self._read()
         return is_changed
 
     def all_made(self) -> bool:
@@ -228,10 +228,10 @@ class Ledger:
             return no_record(self.rule, Kind.null)
         return (float(Kind.made), *self.rule.scalars(hyper, count)[1])
 
-    def _read(self) -> None:
-        counts = [int(count) for count in self.steps.tolist()]
-        self.numbers = Numbers(counts, [tuple(record) for record in self.predictions.tolist()])
+    def _read(self) -> Numbers:
         self.versions = (self.steps._version, self.predictions._version)
+        counts = [int(count) for count in self.steps.tolist()]
+        return Numbers(counts, [tuple(record) for record in self.predictions.tolist()])
 
 
 def _table(memory: array[float], width: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from wpadamw import checkpoint
 from wpadamw.checks import (
     Group,
     Mode,
@@ -29,20 +27,15 @@ from wpadamw.compat import (
     needs_profiled_step,
     outside_inference_mode,
 )
+from wpadamw.saving import Saving
 from wpadamw.scaling import Scaling, clip
 from wpadamw.step import GroupStep
-from wpadamw.upkeep import Plans, Upkeep
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
 
 # Arguments of constructors that are no options of a parameter group.
 _NO_OPTIONS = ("self", "params", "amp", "backend", "__class__")
 
 
-class WeightPrediction(Upkeep):
+class WeightPrediction(Saving):
     """Base class: an update rule with parameters that can hold predicted weights."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -220,7 +213,7 @@ class WeightPrediction(Upkeep):
             plan.adopt(starting, self.state)
         return GroupStep(plan, [bucket.gradients.read() for bucket in plan.buckets], scaling)
 
-    # Groups and checkpoints.
+    # Groups.
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group; it starts in the optimizer's present mode.
@@ -246,64 +239,3 @@ class WeightPrediction(Upkeep):
         except BaseException:
             self.param_groups.pop()
             raise
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._put_in_order()
-        # Copies: pickling a view writes the whole flat buffer behind it.
-        state = {p: {k: _copied(v) for k, v in entry.items()} for p, entry in self.state.items()}
-        own = {"state": defaultdict(dict, state), "_backend": self._backend, "_amp": self._amp}
-        return {**super().__getstate__(), **own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._plans = Plans()
-        if self._amp:
-            self._step_supports_amp_scaling = True
-        for group in self.param_groups:
-            for key, value in {**self.defaults, "weights_are": "true"}.items():
-                group.setdefault(key, value)
-
-    @disable_dynamo
-    @torch.no_grad()
-    def state_dict(self) -> dict[str, Any]:
-        """The state as plain tensors and numbers, loadable with ``weights_only=True``.
-
-        As in torch its tensors are the optimizer's own: save or copy them before the next step.
-        """
-        self._put_in_order()
-        saved = super().state_dict()
-        saved["param_groups"] = list(map(plain_numbers, saved["param_groups"]))
-        for group in saved["param_groups"]:
-            group["rule"] = self._rule(group).name
-        return saved
-
-    @disable_dynamo
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of this optimizer or of ``torch.optim.AdamW``.
-
-        The file carries the true weights. The model may be loaded before or after it, in whatever
-        mode the two were saved: its weights are compared with those of the file. Parameters that
-        hold neither these nor the prediction from them receive the true weights of the file now;
-        other weights that come later are trusted, with a warning.
-
-        With ``backup=False`` there is nothing to compare with, and the mode in the file counts.
-
-        Raises:
-            ValueError: for a file that does not fit. Weights and state are as before.
-        """
-        self._load(state_dict)
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
-
-    @outside_inference_mode
-    def _load(self, state_dict: dict[str, Any]) -> None:
-        if not isinstance(state_dict, Mapping):
-            raise ValueError(f"state_dict must be a dict, got {type(state_dict).__name__}")
-        state_dict = dict(state_dict)
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            if (replaced := pre_hook(self, state_dict)) is not None:
-                state_dict = replaced
-        groups, state = checkpoint.read(state_dict, self.param_groups, self.defaults, self._rule)
-        self._replace(defaultdict(dict, state), groups)
-        self._receive()

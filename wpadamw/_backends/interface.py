@@ -39,7 +39,8 @@ class Gradients(NamedTuple):
     has_grad: list[bool] | None  # per parameter; None: all have one
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """The scalars of an operation per parameter, in the memory of the host or of the device.
 
     A row is ``[*Step, *Look]`` of the bucket's rule. Per parameter ``index`` names the row of the

@@ -55,7 +55,7 @@ def advance(
     ``count`` rises by one together with the last of it.
     """
     num_params, num_step = len(ledger.steps), len(rule.Step._fields)
-    scalars, index = ledger.rows
+    scalars, index = ledger.rows.scalars, ledger.rows.index
     assert index is not None
     own = torch.arange(num_params, dtype=torch.int32, device=index.device)
     index[0] = own
@@ -77,7 +77,7 @@ def _advance_prediction(rule: Rule, ledger: LedgerTensors, own: Tensor) -> None:
     null = torch.cat([torch.full_like(look[:, :1], Kind.null), torch.zeros_like(look)], dim=1)
     missing = torch.where((counts == 0).unsqueeze(1), null, made)
     predictions.copy_(torch.where(predictions[:, :1] == Kind.none, missing, predictions))
-    scalars, index = ledger.rows
+    scalars, index = ledger.rows.scalars, ledger.rows.index
     assert index is not None
     scalars[: len(own), -look.shape[1] :] = predictions[:, 1:]
     index[0] = torch.where(predictions[:, 0] == Kind.made, own, -1)

@@ -5,56 +5,52 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from wpadamw.rules.rule import Group, Row, Rule, State, sqrt
-
-
-class Hyper(NamedTuple):
-    """The hyper-parameters of a group."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    prediction_steps: float
-    predicted_decay: float  # weight_decay, or 0 where predictions leave the decay out
-
-
-class Step(NamedTuple):
-    """What an update needs."""
-
-    one_minus_beta1: float
-    beta2: float
-    one_minus_beta2: float
-    decay: float  # 1 - lr*weight_decay
-    step_size: float  # lr / (1 - beta1^k)
-
-
-class Look(NamedTuple):
-    """What the direction and predictions along it need."""
-
-    inv_sqrt_bc2: float  # 1 / sqrt(1 - beta2^k)
-    eps: float
-    predict_decay: float  # 1 - s*lr*predicted_decay
-    predict_size: float  # s*lr / (1 - beta1^k)
+from wpadamw.rules.rule import Group, Rule, State, sqrt
 
 
 class AdamW(Rule):
     """Decoupled weight decay; the prediction goes along the direction of the last update."""
 
     name = "adamw"
-    state_names = ("exp_avg", "exp_avg_sq")
-    Hyper, Step, Look = Hyper, Step, Look
+    state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
-    def hyper(self, group: Group, lr: float | Tensor) -> Row:
+    class Hyper(NamedTuple):
+        """The hyper-parameters of a group."""
+
+        lr: float
+        beta1: float
+        beta2: float
+        eps: float
+        weight_decay: float
+        prediction_steps: float
+        predicted_decay: float  # weight_decay, or 0 where predictions leave the decay out
+
+    class Step(NamedTuple):
+        """What an update needs."""
+
+        one_minus_beta1: float
+        beta2: float
+        one_minus_beta2: float
+        decay: float  # 1 - lr*weight_decay
+        step_size: float  # lr / (1 - beta1^k)
+
+    class Look(NamedTuple):
+        """What the direction and predictions along it need."""
+
+        inv_sqrt_bc2: float  # 1 / sqrt(1 - beta2^k)
+        eps: float
+        predict_decay: float  # 1 - s*lr*predicted_decay
+        predict_size: float  # s*lr / (1 - beta1^k)
+
+    def hyper(self, group: Group, lr: float | Tensor) -> Hyper:
         """The hyper-parameters of a group."""
         beta1, beta2 = group["betas"]
         weight_decay = float(group["weight_decay"])
-        return Hyper(
+        return self.Hyper(
             lr,  # type: ignore[arg-type]
             float(beta1),
             float(beta2),
@@ -66,17 +62,19 @@ class AdamW(Rule):
 
     def scalars(
         self,
-        hyper: Row,
+        hyper: Hyper,
         count: Any,
         power: Callable[[Any, Any], Any] = operator.pow,
         sqrt: Callable[[Any], Any] = math.sqrt,
-    ) -> tuple[Row, Row]:
+    ) -> tuple[Step, Look]:
         """The scalars of update number ``count`` and of the prediction from it."""
         lr, beta1, beta2, eps, weight_decay, prediction_steps, predicted_decay = hyper
         bias_correction1 = 1.0 - power(beta1, count)
         # By position: twice as fast as by name.
-        step = Step(1.0 - beta1, beta2, 1.0 - beta2, 1.0 - lr * weight_decay, lr / bias_correction1)
-        look = Look(
+        step = self.Step(
+            1.0 - beta1, beta2, 1.0 - beta2, 1.0 - lr * weight_decay, lr / bias_correction1
+        )
+        look = self.Look(
             1.0 / sqrt(1.0 - power(beta2, count)),
             eps,
             1.0 - prediction_steps * lr * predicted_decay,
@@ -85,28 +83,28 @@ class AdamW(Rule):
         return step, look
 
     def step(
-        self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
+        self, weight: Tensor, state: State, grad: Tensor, step: Step, look: Look
     ) -> tuple[Tensor, State]:
         """``w = w*decay - u*step_size``."""
         state = self.moments(state, grad, step)
         return weight * step.decay - self.direction(state, look) * step.step_size, state
 
-    def predict(self, weight: Tensor, state: State, look: Row) -> Tensor:
+    def predict(self, weight: Tensor, state: State, look: Look) -> Tensor:
         """``p = w*predict_decay - u*predict_size``."""
         return weight * look.predict_decay - self.direction(state, look) * look.predict_size
 
-    def recover(self, predicted: Tensor, state: State, look: Row) -> Tensor:
+    def recover(self, predicted: Tensor, state: State, look: Look) -> Tensor:
         """``w = (p + u*predict_size) / predict_decay``."""
         return (predicted + self.direction(state, look) * look.predict_size) / look.predict_decay
 
-    def moments(self, state: State, grad: Tensor, step: Row) -> State:
+    def moments(self, state: State, grad: Tensor, step: Step) -> State:
         """``m = m + (g - m)*(1-beta1)``, ``v = v*beta2 + (g*g)*(1-beta2)``."""
         exp_avg, exp_avg_sq = state
         exp_avg = exp_avg + (grad - exp_avg) * step.one_minus_beta1
         exp_avg_sq = exp_avg_sq * step.beta2 + (grad * grad) * step.one_minus_beta2
         return exp_avg, exp_avg_sq
 
-    def direction(self, state: State, look: Row) -> Tensor:
+    def direction(self, state: State, look: Look) -> Tensor:
         """``u = m / (sqrt(v)*inv_sqrt_bc2 + eps)``."""
         return state[0] / (sqrt(state[-1]) * look.inv_sqrt_bc2 + look.eps)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wpadamw.rules.adamw import AdamW
-from wpadamw.rules.rule import Row, State
+from wpadamw.rules.rule import State
 
 
 class AMSGrad(AdamW):
@@ -15,7 +15,7 @@ class AMSGrad(AdamW):
     name = "amsgrad"
     state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
-    def moments(self, state: State, grad: Tensor, step: Row) -> State:
+    def moments(self, state: State, grad: Tensor, step: AdamW.Step) -> State:
         """The moments and the running maximum after a gradient."""
         exp_avg, exp_avg_sq = super().moments(state[:2], grad, step)
         return exp_avg, exp_avg_sq, torch.maximum(state[2], exp_avg_sq)

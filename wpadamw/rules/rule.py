@@ -94,6 +94,12 @@ def all_rules(kind: type[Rule] = Rule) -> list[type[Rule]]:
     return [rule for sub in kind.__subclasses__() for rule in (sub, *all_rules(sub))]
 
 
+def relatives(rule: Rule) -> list[type[Rule]]:
+    """The rules that have the state of a rule, or more: options switch between them."""
+    own = set(rule.state_names)
+    return [other for other in all_rules() if own <= set(other.state_names)]
+
+
 def sqrt(x: Tensor) -> Tensor:
     """The correctly rounded square root of float32 or float64."""
     # torch.sqrt calls a vector library on CPU that is off by one ulp for some inputs. float32 goes

@@ -9,35 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from wpadamw.rules.rule import Group, Row, Rule, State
-
-
-class Hyper(NamedTuple):
-    """The hyper-parameters of a group."""
-
-    lr: float
-    momentum: float
-    dampening: float
-    weight_decay: float
-    nesterov: float  # 1 or 0
-    prediction_steps: float
-
-
-class Step(NamedTuple):
-    """What an update needs."""
-
-    weight_decay: float
-    momentum: float  # 0 in the first update, which takes the gradient as it is
-    grad_size: float  # 1 - dampening; 1 in the first update and without momentum
-    grad_share: float  # of the gradient in the direction of the step: 1 for Nesterov, else 0
-    momentum_share: float  # of the momentum: its factor for Nesterov, else 1
-    lr: float
-
-
-class Look(NamedTuple):
-    """What predictions need."""
-
-    predict_size: float  # s*lr
+from wpadamw.rules.rule import Group, Rule, State
 
 
 class SGD(Rule):
@@ -46,11 +18,35 @@ class SGD(Rule):
     name = "sgd"
     state_names = ("momentum_buffer",)
     original_counts = False
-    Hyper, Step, Look = Hyper, Step, Look
 
-    def hyper(self, group: Group, lr: float | Tensor) -> Row:
+    class Hyper(NamedTuple):
         """The hyper-parameters of a group."""
-        return Hyper(
+
+        lr: float
+        momentum: float
+        dampening: float
+        weight_decay: float
+        nesterov: float  # 1 or 0
+        prediction_steps: float
+
+    class Step(NamedTuple):
+        """What an update needs."""
+
+        weight_decay: float
+        momentum: float  # 0 in the first update, which takes the gradient as it is
+        grad_size: float  # 1 - dampening; 1 in the first update and without momentum
+        grad_share: float  # of the gradient in the direction of the step: 1 for Nesterov, else 0
+        momentum_share: float  # of the momentum: its factor for Nesterov, else 1
+        lr: float
+
+    class Look(NamedTuple):
+        """What predictions need."""
+
+        predict_size: float  # s*lr
+
+    def hyper(self, group: Group, lr: float | Tensor) -> Hyper:
+        """The hyper-parameters of a group."""
+        return self.Hyper(
             lr,  # type: ignore[arg-type]
             float(group["momentum"]),
             float(group["dampening"]),
@@ -61,16 +57,16 @@ class SGD(Rule):
 
     def scalars(
         self,
-        hyper: Row,
+        hyper: Hyper,
         count: Any,
         power: Callable[[Any, Any], Any] = operator.pow,
         sqrt: Callable[[Any], Any] = math.sqrt,
-    ) -> tuple[Row, Row]:
+    ) -> tuple[Step, Look]:
         """The scalars of update number ``count`` and of the prediction from it."""
         lr, momentum, dampening, weight_decay, nesterov, prediction_steps = hyper
         # 1 without momentum and in the first update, else 0: 0^0 = 1.
         is_plain = power((momentum == 0.0) * 1.0, count - 1)
-        step = Step(
+        step = self.Step(
             weight_decay,
             momentum * (1.0 - is_plain),
             1.0 - dampening * (1.0 - is_plain),
@@ -78,10 +74,10 @@ class SGD(Rule):
             1.0 - nesterov + nesterov * momentum,
             lr,
         )
-        return step, Look(prediction_steps * lr)
+        return step, self.Look(prediction_steps * lr)
 
     def step(
-        self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
+        self, weight: Tensor, state: State, grad: Tensor, step: Step, look: Look
     ) -> tuple[Tensor, State]:
         """``g = g + w*decay``, ``m = m*momentum + g*grad_size``, ``w`` moves along their mix."""
         (momentum_buffer,) = state
@@ -90,10 +86,10 @@ class SGD(Rule):
         direction = grad * step.grad_share + momentum_buffer * step.momentum_share
         return weight - direction * step.lr, (momentum_buffer,)
 
-    def predict(self, weight: Tensor, state: State, look: Row) -> Tensor:
+    def predict(self, weight: Tensor, state: State, look: Look) -> Tensor:
         """``p = w - m*predict_size``."""
         return weight - state[0] * look.predict_size
 
-    def recover(self, predicted: Tensor, state: State, look: Row) -> Tensor:
+    def recover(self, predicted: Tensor, state: State, look: Look) -> Tensor:
         """``w = p + m*predict_size``."""
         return predicted + state[0] * look.predict_size

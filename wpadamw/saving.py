@@ -1,0 +1,84 @@
+"""What leaves an optimizer and comes back: state dicts, copies, pickles."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wpadamw import checkpoint
+from wpadamw.checks import plain_numbers
+from wpadamw.compat import disable_dynamo, outside_inference_mode
+from wpadamw.upkeep import Plans, Upkeep
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+class Saving(Upkeep):
+    """State dicts that carry the true weights, and loading in any order."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._put_in_order()
+        # Copies: pickling a view writes the whole flat buffer behind it.
+        state = {p: {k: _copied(v) for k, v in entry.items()} for p, entry in self.state.items()}
+        own = {"state": defaultdict(dict, state), "_backend": self._backend, "_amp": self._amp}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plans = Plans()
+        if self._amp:
+            self._step_supports_amp_scaling = True
+        for group in self.param_groups:
+            for key, value in {**self.defaults, "weights_are": "true"}.items():
+                group.setdefault(key, value)
+
+    @disable_dynamo
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain tensors and numbers, loadable with ``weights_only=True``.
+
+        As in torch its tensors are the optimizer's own: save or copy them before the next step.
+        """
+        self._put_in_order()
+        saved = super().state_dict()
+        saved["param_groups"] = list(map(plain_numbers, saved["param_groups"]))
+        for group in saved["param_groups"]:
+            group["rule"] = self._rule(group).name
+        return saved
+
+    @disable_dynamo
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this optimizer or of the original one (``torch.optim``'s).
+
+        The file carries the true weights. The model may be loaded before or after it, in whatever
+        mode the two were saved: its weights are compared with those of the file. Parameters that
+        hold neither these nor the prediction from them receive the true weights of the file now;
+        other weights that come later are trusted, with a warning.
+
+        With ``backup=False`` there is nothing to compare with, and the mode in the file counts.
+
+        Raises:
+            ValueError: for a file that does not fit. Weights and state are as before.
+        """
+        self._load(state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    @outside_inference_mode
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"state_dict must be a dict, got {type(state_dict).__name__}")
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            if (replaced := pre_hook(self, state_dict)) is not None:
+                state_dict = replaced
+        groups, state = checkpoint.read(state_dict, self.param_groups, self.defaults, self._rule)
+        self._replace(defaultdict(dict, state), groups)
+        self._receive()
