@@ -233,7 +233,6 @@ SPOILED = {
     "half-step": (entry("step", 1.5), "'step'"),
     "two-steps": (entry("step", torch.ones(2)), "'step'"),
     "prediction-size": (entry("prediction", torch.ones(3)), "'prediction'"),
-    "prediction-nan": (prediction(predict_size=float("nan")), "'prediction'"),
     "prediction-kind": (prediction(kind=3.0), "'prediction'.* kind"),
     "other-rule": (group_entry("rule", "sgd"), "rule 'sgd', not of 'adamw'"),
     "weights-are": (group_entry("weights_are", "best"), "'weights_are'"),

@@ -244,9 +244,8 @@ def _read_prediction(where: str, value: Any, rule: Rule) -> Tensor:
             f"{where}['prediction'] must be {num_fields} real numbers, got {value!r:.200}"
         )
     row: Tensor = value
-    kind, *look = row.tolist()
-    # A scheduler may have made any lr of it: infinite scalars are as good as the weights.
-    if kind not in tuple(Kind) or any(map(math.isnan, look)):
+    # A scheduler may have made any lr of it: the other numbers may be infinite, or NaN.
+    if row[0].item() not in tuple(Kind):
         raise ValueError(
             f"{where}['prediction'] must be a kind, one of {list(map(int, Kind))}, and the scalars "
             f"{', '.join(rule.Look._fields)}, got {row.tolist()}"

@@ -82,7 +82,9 @@ class Ledger:
         self.pending = self.numbers  # what is so when the operation that has begun will be done
 
     def _as_record(self, values: Any) -> Record:
-        return self.no_record if values is None else tuple(torch.as_tensor(values).tolist())
+        if values is None:
+            return self.no_record
+        return tuple(torch.as_tensor(values, dtype=torch.float64).tolist())
 
     def refresh(self) -> bool:
         """Reads the tensors again if somebody wrote to them, and tells whether."""
