@@ -1,4 +1,4 @@
-"""The C++ loop of ``csrc/cpu`` for CPU tensors."""
+"""The C++ loops of ``csrc/cpu`` for CPU tensors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wpadamw._backends.extension import dtype_code, extension
-from wpadamw._backends.interface import NO_ROWS, BucketTensors, Gradients, Rows
-from wpadamw._backends.rows import flatten
-from wpadamw.scalars import NEUTRAL
+from wpadamw._backends.interface import BucketTensors, Gradients, Ledger, Operation, Rows
 
 NAME = "cpp"
 
@@ -55,29 +54,56 @@ class Kernels:
         """None: counts are the host's."""
         return 0
 
-    def step(self, grads: Gradients, rows: Rows, last: Rows, predict_next: bool) -> None:
+    def step(
+        self,
+        grads: Gradients,
+        rows: Rows,
+        factor: float | Tensor,
+        predict_next: bool,
+        found_inf: Tensor | None = None,
+    ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
+        if found_inf is not None and float(found_inf):
+            return
         operation = self.operation.step_and_predict if predict_next else self.operation.step
-        if grads.addresses is not self.grad_addresses:
-            self.table.set_grads(grads.addresses)
-            self.grad_addresses = grads.addresses
-        self._run(operation, rows, last, self.dtypes[grads.dtype])
+        self._set_grads(grads)
+        self._run(operation, self.dtypes[grads.dtype], rows, float(factor))
 
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
-        self._run(self.operation.predict, rows, NO_ROWS)
+        self._run(self.operation.predict, self.param_dtype, rows)
 
-    def restore(self, last: Rows) -> None:
+    def restore(self, rows: Rows) -> None:
         """Go to the true weights."""
-        self._run(self.operation.restore, Rows([NEUTRAL]), last)
+        self._run(self.operation.restore, self.param_dtype, rows)
 
-    def _run(self, operation: Any, rows: Rows, last: Rows, grad_dtype: Any = None) -> None:
-        table, last_index = flatten(rows, last, len(self.bucket.params))
-        self.table.run(
-            operation,
-            grad_dtype or self.param_dtype,
-            table,
-            rows.index,
-            last_index,
-            min(torch.get_num_threads(), _MAX_THREADS),
+    def sums(self, grads: Gradients, rows: Rows, factor: float | Tensor) -> Tensor:
+        """The sums of the rule's terms."""
+        shape = self.bucket.rule.num_terms, len(self.bucket.params)
+        out = torch.empty(shape, dtype=torch.float64)
+        self._set_grads(grads)
+        self.table.sums(
+            self.dtypes[grads.dtype], *_addresses(rows), float(factor), _threads(), out.data_ptr()
         )
+        return out
+
+    def advance(self, ledger: Ledger, operation: Operation, found_inf: Tensor | None) -> None:
+        """Not called: counts are the host's."""
+        raise NotImplementedError
+
+    def _set_grads(self, grads: Gradients) -> None:
+        if grads.addresses is not self.grad_addresses:
+            self.table.set_grads(grads.addresses)
+            self.grad_addresses = grads.addresses
+
+    def _run(self, operation: Any, grad_dtype: Any, rows: Rows, factor: float = 1.0) -> None:
+        self.table.run(operation, grad_dtype, *_addresses(rows), factor, _threads())
+
+
+def _addresses(rows: Rows) -> tuple[int, int, int]:
+    index = 0 if rows.index is None else rows.index.data_ptr()
+    return rows.scalars.data_ptr(), len(rows.scalars), index
+
+
+def _threads() -> int:
+    return min(torch.get_num_threads(), _MAX_THREADS)
