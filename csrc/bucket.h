@@ -13,25 +13,27 @@ namespace wpadamw {
 // One tensor of a bucket, in memory order.
 struct Span {
   uintptr_t param = 0;
-  uintptr_t grad = 0;     // 0: no gradient in this step, the tensor is left alone
-  int64_t offset = 0;     // of its state in the flat buffers, in elements
+  uintptr_t grad = 0;  // 0: no gradient in this step, the tensor is left alone
+  int64_t offset = 0;  // of its state in the flat buffers, in elements
   int64_t numel = 0;
-  int32_t row = 0;        // of Call::scalars: this operation's scalars
-  int32_t last_row = -1;  // of Call::scalars: the prediction that the parameter holds; -1: none
+  int32_t row = 0;    // of Call::scalars: this operation's scalars; -1: leave the tensor alone
+  int32_t held = -1;  // of Call::scalars: the prediction that the parameter holds; -1: none
 };
 
 struct Bucket {
-  RuleId rule{};
   DType param_dtype{};
-  void* weight = nullptr;  // flat backup of the true weights, or null
-  void* state[kMaxStates] = {};
+  void* weight = nullptr;    // flat backup of the true weights, or null
+  std::vector<void*> state;  // flat, one of each kind
   std::vector<Span> spans;
 };
 
 struct Call {
   Operation operation{};
   DType grad_dtype{};
-  std::vector<double> scalars;  // rows of kNumScalars
+  const double* scalars = nullptr;
+  int row_width = 0;
+  int64_t param_size = 0;  // bytes of one element
+  double grad_factor = 1.0;
   int num_threads = 1;
 };
 

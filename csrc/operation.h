@@ -3,15 +3,21 @@
 #pragma once
 
 #include "host_device.h"
-#include "scalars.h"
+#include "rule.h"
 
 namespace wpadamw {
 
 enum class Operation { kStep, kStepAndPredict, kPredict, kRestore };
+constexpr int kNumOperations = 4;
 
 WPADAMW_HOST_DEVICE constexpr bool is_step(Operation operation) {
   return operation == Operation::kStep || operation == Operation::kStepAndPredict;
 }
+
+// Where the true weight of an element is found: in the backup, in the parameter, or behind the
+// prediction that the parameter holds.
+enum class Source { kBackup, kParam, kPrediction };
+constexpr int kNumSources = 3;
 
 template <typename Rule, typename real_t>
 struct Element {
@@ -19,23 +25,14 @@ struct Element {
   real_t weight;  // the true one
 };
 
-// The true weight of a parameter without a backup that holds the prediction made with `last`.
-template <typename Rule, typename real_t>
-WPADAMW_HOST_DEVICE real_t recover_weight(real_t predicted,
-                                          const typename Rule::template State<real_t>& state,
-                                          const Scalars<real_t>& last) {
-  return Rule::recover_weight(predicted, Rule::direction(state, last), last);
-}
-
 // Returns what the parameter holds afterwards. `grad` is for steps.
 template <Operation kOperation, typename Rule, typename real_t>
-WPADAMW_HOST_DEVICE real_t apply(Element<Rule, real_t>& e, real_t grad, const Scalars<real_t>& s) {
+WPADAMW_HOST_DEVICE real_t apply(Element<Rule, real_t>& e, real_t grad,
+                                 const RowOf<Rule, real_t>& row) {
   if constexpr (kOperation == Operation::kRestore) return e.weight;
-  if constexpr (is_step(kOperation)) e.state = Rule::update(e.state, grad * s.grad_factor, s);
-  const real_t direction = Rule::direction(e.state, s);
-  if constexpr (is_step(kOperation)) e.weight = Rule::step_weight(e.weight, direction, s);
+  if constexpr (is_step(kOperation)) Rule::step(e.weight, e.state, grad, row.step, row.look);
   if constexpr (kOperation == Operation::kStep) return e.weight;
-  return Rule::predict_weight(e.weight, direction, s);
+  return Rule::predict(e.weight, e.state, row.look);
 }
 
 }  // namespace wpadamw

@@ -31,10 +31,22 @@ class Bucket:
         self,
         operation: Operation,
         grad_dtype: DType,
-        scalars: Sequence[float],
-        rows: Sequence[int],
-        last_rows: Sequence[int],
+        scalars: int,
+        num_rows: int,
+        index: int,
+        grad_factor: float,
         num_threads: int,
+        instruction_set: str | None = None,
+    ) -> None: ...
+    def sums(
+        self,
+        grad_dtype: DType,
+        scalars: int,
+        num_rows: int,
+        index: int,
+        grad_factor: float,
+        num_threads: int,
+        out: int,
         instruction_set: str | None = None,
     ) -> None: ...
 
@@ -48,5 +60,4 @@ class Layouts:
 
 def holds(dicts: list[dict[Any, Any]], values: list[Any]) -> bool: ...
 def instruction_sets() -> list[str]: ...
-def rule_names() -> list[str]: ...
-def scalar_names() -> list[str]: ...
+def rules() -> dict[str, dict[str, Any]]: ...

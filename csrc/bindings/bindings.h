@@ -12,14 +12,19 @@
 namespace wpadamw {
 
 struct RuleInfo {
-  std::string name;
-  int num_states;
+  std::string name;  // that of its files
+  std::vector<std::string> state, hyper, step, look;
+  int num_terms = 0;
+  bool can_step = false;
+  bool can_recover = false;
+
+  int64_t row_width() const { return static_cast<int64_t>(step.size() + look.size()); }
+  int64_t record_width() const { return static_cast<int64_t>(1 + look.size()); }
 };
 
-// Every rule, at the position that is its RuleId.
+// Every rule; kernels are found by the same position.
 const std::vector<RuleInfo>& rules();
-RuleId rule_id(const std::string& name);
-size_t num_states(RuleId rule);
+size_t rule_id(const std::string& name);
 
 void bind_cpu(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);

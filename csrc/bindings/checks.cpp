@@ -84,13 +84,34 @@ void refuse_memory(const Argument& argument, const Memory& found) {
   refuse(argument, "be the address of at least " + num_bytes + " bytes", address);
 }
 
-void check_flat(DType param_dtype, uintptr_t weight, const Addresses& state, int64_t num_bytes,
-                size_t alignment) {
-  const bool is_needed = size_of(param_dtype) < real_size_of(param_dtype);
-  if (weight != 0 || is_needed) check_memory("weight", {weight, num_bytes, alignment});
+void check_flat(const RuleInfo& rule, DType param_dtype, uintptr_t weight, const Addresses& state,
+                int64_t num_bytes, size_t alignment) {
+  check_size("state", state.size(), rule.state.size());
   for (size_t k = 0; k < state.size(); ++k) {
     check_memory({"state", k}, {state[k], num_bytes, alignment});
   }
+  const bool is_narrow = size_of(param_dtype) < real_size_of(param_dtype);
+  if (weight != 0 || (rule.can_step && is_narrow)) {
+    check_memory("weight", {weight, num_bytes, alignment});
+  }
+  if (weight == 0 && num_bytes > 0 && rule.can_step && !rule.can_recover) {
+    refuse("rule", "be one that recovers weights where weight is 0", rule.name);
+  }
+}
+
+void check_can_step(const RuleInfo& rule) {
+  if (!rule.can_step) refuse("rule", "be one that moves weights", rule.name);
+}
+
+void check_has_terms(const RuleInfo& rule) {
+  if (rule.num_terms == 0) refuse("rule", "be one with terms to sum", rule.name);
+}
+
+const double* check_rows(const RuleInfo& rule, uintptr_t scalars, int64_t num_rows, int64_t most) {
+  check_range("num_rows", num_rows, 1, most);
+  const int64_t num_bytes = num_rows * rule.row_width() * int64_t{sizeof(double)};
+  check_memory("scalars", {scalars, num_bytes, alignof(double)});
+  return reinterpret_cast<const double*>(scalars);
 }
 
 int64_t check_spans(DType param_dtype, const Addresses& params, const std::vector<int64_t>& offsets,

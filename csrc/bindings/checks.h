@@ -9,6 +9,7 @@
 
 #include "../dtype.h"
 #include "../operation.h"
+#include "bindings.h"
 
 namespace wpadamw {
 
@@ -68,9 +69,15 @@ inline void check_memory(const Argument& argument, const Memory& found) {
 }
 
 // What a bucket keeps flat: the true weights, which parameters narrower than their state need, and
-// each kind of state. All are of the same size.
-void check_flat(DType param_dtype, uintptr_t weight, const Addresses& state, int64_t num_bytes,
-                size_t alignment);
+// rules that cannot recover them, and each kind of state. All are of the same size.
+void check_flat(const RuleInfo& rule, DType param_dtype, uintptr_t weight, const Addresses& state,
+                int64_t num_bytes, size_t alignment);
+
+void check_can_step(const RuleInfo& rule);
+void check_has_terms(const RuleInfo& rule);
+
+// Rows of a rule's scalars in the memory of the host.
+const double* check_rows(const RuleInfo& rule, uintptr_t scalars, int64_t num_rows, int64_t most);
 
 // The spans of a bucket. Returns how many elements its flat buffers have at least.
 int64_t check_spans(DType param_dtype, const Addresses& params, const std::vector<int64_t>& offsets,

@@ -5,8 +5,8 @@
 #include <stdexcept>
 
 #include "../bucket.h"
-#include "../cpu/bucket_kernels.h"
-#include "../scalars.h"
+#include "../cpu/instruction_sets.h"
+#include "../cpu/threads.h"
 #include "bindings.h"
 #include "checks.h"
 #include "made.h"
@@ -17,32 +17,34 @@ namespace wpadamw {
 namespace {
 
 using Sizes = std::vector<int64_t>;
-using Rows = std::vector<int32_t>;
 
 // More threads than any machine has; creating many more ends the process.
 constexpr int kMaxThreads = 4096;
 
 struct BoundBucket : Bucket {
+  size_t rule_id = 0;
   bool has_grads = false;
   bool is_running = false;  // in another thread of Python
   int64_t most_bytes = 0;   // of a gradient
   uintptr_t grad_bits = 0;  // every bit that is set in an address of a gradient
   int64_t completed = 0;    // runs: an interrupted caller finds out whether its own was one of them
+
+  const RuleInfo& rule() const { return rules()[rule_id]; }
 };
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& params,
                         const Sizes& offsets, const Sizes& numels, uintptr_t weight,
                         const Addresses& state) {
   BoundBucket bucket;
-  bucket.rule = rule_id(rule);
+  bucket.rule_id = rule_id(rule);
   bucket.param_dtype = param_dtype;
   bucket.weight = reinterpret_cast<void*>(weight);
   check_code("param_dtype", param_dtype);
-  check_size("state", state.size(), num_states(bucket.rule));
   const int64_t past = check_spans(param_dtype, params, offsets, numels);
   const size_t real_size = real_size_of(param_dtype);
-  check_flat(param_dtype, weight, state, past * static_cast<int64_t>(real_size), real_size);
-  for (size_t k = 0; k < state.size(); ++k) bucket.state[k] = reinterpret_cast<void*>(state[k]);
+  check_flat(bucket.rule(), param_dtype, weight, state, past * static_cast<int64_t>(real_size),
+             real_size);
+  for (const uintptr_t address : state) bucket.state.push_back(reinterpret_cast<void*>(address));
   bucket.spans.resize(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     bucket.spans[i].param = params[i];
@@ -59,20 +61,26 @@ BoundBucket& idle(const py::object& self) {
   return bucket;
 }
 
-void check_rows(const char* name, const Rows& rows, int64_t least, const Bucket& bucket,
-                size_t num_rows) {
-  // An empty list of rows stands for row 0 (rows) or for no row (last_rows) everywhere.
-  if (!rows.empty()) check_size(name, rows.size(), bucket.spans.size());
-  const auto past = static_cast<int64_t>(num_rows);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    check_range({name, i}, rows[i], least, past - 1);
+// Which rows the tensors take: those of the operation, then those of what they hold.
+const int32_t* check_index(const Bucket& bucket, Operation operation, int64_t num_rows,
+                           uintptr_t address) {
+  const auto n = static_cast<int64_t>(bucket.spans.size());
+  check_memory("index", {address, 2 * n * int64_t{sizeof(int32_t)}, alignof(int32_t)});
+  const auto* index = reinterpret_cast<const int32_t*>(address);
+  const int64_t least = operation == Operation::kPredict ? -1 : 0;
+  for (int64_t i = 0; i < 2 * n; ++i) {
+    check_range({"index", static_cast<size_t>(i)}, index[i], i < n ? least : -1, num_rows - 1);
   }
+  return index;
 }
 
-void set_rows(Bucket& bucket, const Rows& rows, const Rows& last_rows) {
-  for (size_t i = 0; i < bucket.spans.size(); ++i) {
-    bucket.spans[i].row = rows.empty() ? 0 : rows[i];
-    bucket.spans[i].last_row = last_rows.empty() ? -1 : last_rows[i];
+// Without an index all take row 0, and hold row 1 if there is one.
+void set_rows(Bucket& bucket, int64_t num_rows, const int32_t* index) {
+  const size_t n = bucket.spans.size();
+  const int32_t held = num_rows > 1 ? 1 : -1;
+  for (size_t i = 0; i < n; ++i) {
+    bucket.spans[i].row = index == nullptr ? 0 : index[i];
+    bucket.spans[i].held = index == nullptr ? held : index[n + i];
   }
 }
 
@@ -112,14 +120,6 @@ void check_grads(const BoundBucket& bucket, DType grad_dtype) {
   }
 }
 
-size_t count_rows(const std::vector<double>& scalars) {
-  if (scalars.empty() || scalars.size() % kNumScalars != 0) {
-    refuse("scalars", "be rows of " + std::to_string(kNumScalars) + " numbers",
-           std::to_string(scalars.size()));
-  }
-  return scalars.size() / kNumScalars;
-}
-
 class Running {
  public:
   explicit Running(BoundBucket& bucket) : bucket_(bucket) { bucket_.is_running = true; }
@@ -131,24 +131,64 @@ class Running {
   BoundBucket& bucket_;
 };
 
-void run(const py::object& self, Operation operation, DType grad_dtype, std::vector<double> scalars,
-         const Rows& rows, const Rows& last_rows, int num_threads, const char* instruction_set) {
-  BoundBucket& bucket = idle(self);
-  check_code("operation", operation);
-  check_grad_dtype(grad_dtype, bucket.param_dtype);
-  const size_t num_rows = count_rows(scalars);
-  check_rows("rows", rows, 0, bucket, num_rows);
-  check_rows("last_rows", last_rows, -1, bucket, num_rows);
-  check_range("num_threads", num_threads, 1, kMaxThreads);
-  const CpuLoop loop = cpu_loop(instruction_set);
-  if (is_step(operation)) check_grads(bucket, grad_dtype);
+struct Scalars {
+  uintptr_t address;
+  int64_t num_rows;
+  uintptr_t index;  // 0: one row for all
+};
 
-  set_rows(bucket, rows, last_rows);
-  const Call call{operation, grad_dtype, std::move(scalars), num_threads};
+// Checks everything and then writes to the table.
+Call make_call(BoundBucket& bucket, Operation operation, DType grad_dtype, const Scalars& scalars,
+               double grad_factor, int num_threads) {
+  check_grad_dtype(grad_dtype, bucket.param_dtype);
+  Call call;
+  call.operation = operation;
+  call.grad_dtype = grad_dtype;
+  const int64_t most = scalars.index == 0 ? 2 : INT32_MAX;
+  call.scalars = check_rows(bucket.rule(), scalars.address, scalars.num_rows, most);
+  call.row_width = static_cast<int>(bucket.rule().row_width());
+  call.param_size = static_cast<int64_t>(size_of(bucket.param_dtype));
+  call.grad_factor = grad_factor;
+  call.num_threads = num_threads;
+  const int32_t* index = scalars.index == 0 ? nullptr
+                                            : check_index(bucket, operation, scalars.num_rows,
+                                                          scalars.index);
+  check_range("num_threads", num_threads, 1, kMaxThreads);
+  if (is_step(operation)) check_grads(bucket, grad_dtype);
+  set_rows(bucket, scalars.num_rows, index);
+  return call;
+}
+
+void run(const py::object& self, Operation operation, DType grad_dtype, uintptr_t scalars,
+         int64_t num_rows, uintptr_t index, double grad_factor, int num_threads,
+         const char* instruction_set) {
+  BoundBucket& bucket = idle(self);
+  check_can_step(bucket.rule());
+  check_code("operation", operation);
+  const cpu::Kernels& kernels = cpu::kernels_of(bucket.rule_id, instruction_set);
+  const Call call = make_call(bucket, operation, grad_dtype, {scalars, num_rows, index},
+                              grad_factor, num_threads);
   const Running running(bucket);
   const py::gil_scoped_release release;
-  loop(bucket, call);
+  cpu::run(bucket, call, kernels);
   ++bucket.completed;
+}
+
+// Sums what a step would read; writes nothing but `out`, of float64, [terms, tensors].
+void sums(const py::object& self, DType grad_dtype, uintptr_t scalars, int64_t num_rows,
+          uintptr_t index, double grad_factor, int num_threads, uintptr_t out,
+          const char* instruction_set) {
+  BoundBucket& bucket = idle(self);
+  const int num_terms = bucket.rule().num_terms;
+  check_has_terms(bucket.rule());
+  const auto num_sums = static_cast<int64_t>(bucket.spans.size()) * num_terms;
+  check_memory("out", {out, num_sums * int64_t{sizeof(double)}, alignof(double)});
+  const cpu::Kernels& kernels = cpu::kernels_of(bucket.rule_id, instruction_set);
+  const Call call = make_call(bucket, Operation::kStep, grad_dtype, {scalars, num_rows, index},
+                              grad_factor, num_threads);
+  const Running running(bucket);
+  const py::gil_scoped_release release;
+  cpu::sum(bucket, call, kernels, num_terms, reinterpret_cast<double*>(out));
 }
 
 int64_t completed(const py::object& self) { return made<BoundBucket>(self).completed; }
@@ -163,10 +203,13 @@ void bind_cpu(py::module_& m) {
       .def_property_readonly("completed", &completed)
       .def("set_grads", &set_grads, py::arg("grads"))
       .def("run", &run, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
-           py::arg("rows"), py::arg("last_rows"), py::arg("num_threads"),
+           py::arg("num_rows"), py::arg("index"), py::arg("grad_factor"), py::arg("num_threads"),
+           py::arg("instruction_set") = nullptr)
+      .def("sums", &sums, py::arg("grad_dtype"), py::arg("scalars"), py::arg("num_rows"),
+           py::arg("index"), py::arg("grad_factor"), py::arg("num_threads"), py::arg("out"),
            py::arg("instruction_set") = nullptr);
   refuse_second_init<BoundBucket>(bucket);
-  m.def("instruction_sets", &instruction_sets);
+  m.def("instruction_sets", &cpu::instruction_sets);
 }
 
 }  // namespace wpadamw

@@ -1,8 +1,6 @@
 // The CUDA kernels, over addresses of device memory and a stream.
 #include <pybind11/stl.h>
 
-#include <algorithm>
-
 #include "../cuda/launch.h"
 #include "bindings.h"
 #include "checks.h"
@@ -15,7 +13,7 @@ namespace {
 
 constexpr int64_t kMaxBlocks = INT32_MAX;        // of a launch
 constexpr int64_t kMaxTensors = INT32_MAX;       // of a bucket: chunks name them by an int32
-constexpr int64_t kMaxColumns = kMaxTensors / 2;  // an int32 names two rows for each
+constexpr int64_t kMaxEntries = kMaxTensors / 2;  // of a ledger: an int32 names two rows for each
 
 template <typename pointee_t>
 pointee_t* pointer(uintptr_t address) {
@@ -29,95 +27,135 @@ pointee_t* array(const char* name, uintptr_t address, int64_t count) {
   return pointer<pointee_t>(address);
 }
 
-const float* found_inf_or_null(uintptr_t address) {
-  return address == 0 ? nullptr : array<const float>("found_inf", address, 1);
+// The address of a number, or 0.
+template <typename pointee_t>
+const pointee_t* optional(const char* name, uintptr_t address) {
+  return address == 0 ? nullptr : array<const pointee_t>(name, address, 1);
 }
 
 struct BoundBucket : cuda::Bucket {
+  size_t rule_id = 0;
   // Launches: an interrupted caller finds out whether its own was one of them.
   int64_t completed = 0;
   int64_t advanced = 0;
+
+  const RuleInfo& rule() const { return rules()[rule_id]; }
+  const cuda::Kernels& kernels() const { return *cuda::kKernels[rule_id]; }
 };
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t chunks,
                         int64_t num_chunks, int64_t num_tensors, uintptr_t grads, uintptr_t weight,
                         const Addresses& state) {
   BoundBucket bucket;
-  bucket.rule = rule_id(rule);
+  bucket.rule_id = rule_id(rule);
   check_code("param_dtype", param_dtype);
-  check_size("state", state.size(), num_states(bucket.rule));
   const bool has_elements = num_chunks > 0;
   check_range("num_chunks", num_chunks, 0, kMaxBlocks);
   check_range("num_tensors", num_tensors, has_elements, kMaxTensors);
   // How large they are stands in device memory: at least one access.
-  check_flat(param_dtype, weight, state, has_elements * cuda::kAccessBytes, cuda::kAccessBytes);
+  check_flat(bucket.rule(), param_dtype, weight, state, has_elements * cuda::kAccessBytes,
+             cuda::kAccessBytes);
   bucket.param_dtype = param_dtype;
   bucket.chunks = array<const cuda::Chunk>("chunks", chunks, num_chunks);
   bucket.num_chunks = num_chunks;
   bucket.num_tensors = num_tensors;
   bucket.grads = array<const uintptr_t>("grads", grads, has_elements ? num_tensors : 0);
   bucket.weight = pointer<void>(weight);
-  std::transform(state.begin(), state.end(), bucket.state, pointer<void>);
+  for (const uintptr_t address : state) bucket.state.push_back(pointer<void>(address));
   return bucket;
 }
 
-void copy_row(const char* name, const std::vector<double>& row, double* to) {
-  check_size(name, row.size(), kNumScalars);
-  std::copy(row.begin(), row.end(), to);
-}
+struct Factor {
+  double value;
+  uintptr_t address;  // 0: the value above
+};
 
-cuda::Call make_call(const cuda::Bucket& bucket, Operation operation, DType grad_dtype,
-                     uintptr_t stream) {
+cuda::Call make_call(const BoundBucket& bucket, Operation operation, DType grad_dtype,
+                     const Factor& factor, uintptr_t found_inf, uintptr_t stream) {
   check_code("operation", operation);
   check_grad_dtype(grad_dtype, bucket.param_dtype);
   cuda::Call call;
   call.operation = operation;
   call.grad_dtype = grad_dtype;
+  call.grad_factor = factor.value;
+  call.grad_factor_address = optional<double>("grad_factor_address", factor.address);
+  call.found_inf = optional<float>("found_inf", found_inf);
   call.stream = pointer<void>(stream);
   return call;
 }
 
-// With one row for all tensors; an empty `last`: the parameters hold their true weights.
-void run_row(const py::object& self, Operation operation, DType grad_dtype,
-             const std::vector<double>& row, const std::vector<double>& last, uintptr_t stream) {
+// Rows in device memory, of which there is one at least, and which of them each tensor takes.
+cuda::Rows device_rows(const BoundBucket& bucket, uintptr_t scalars, uintptr_t index) {
+  const int64_t num_tensors = bucket.num_chunks > 0 ? bucket.num_tensors : 0;
+  cuda::Rows rows;
+  rows.scalars = array<const double>("scalars", scalars,
+                                     num_tensors > 0 ? bucket.rule().row_width() : 0);
+  rows.index = array<const int32_t>("index", index, 2 * num_tensors);
+  return rows;
+}
+
+// With one row for all tensors, in the memory of the host; where there is a second one, all of them
+// hold its prediction.
+void run_row(const py::object& self, Operation operation, DType grad_dtype, uintptr_t scalars,
+             int64_t num_rows, double grad_factor, uintptr_t grad_factor_address,
+             uintptr_t found_inf, uintptr_t stream) {
   auto& bucket = made<BoundBucket>(self);
-  cuda::Call call = make_call(bucket, operation, grad_dtype, stream);
-  copy_row("row", row, call.rows.row);
-  call.rows.holds_prediction = !last.empty();
-  if (!last.empty()) copy_row("last", last, call.rows.last);
-  cuda::run(bucket, call);
+  check_can_step(bucket.rule());
+  cuda::Call call = make_call(bucket, operation, grad_dtype, {grad_factor, grad_factor_address},
+                              found_inf, stream);
+  call.rows.row = check_rows(bucket.rule(), scalars, num_rows, 2);
+  if (num_rows == 2) call.rows.held = call.rows.row + bucket.rule().row_width();
+  cuda::run(bucket, call, bucket.kernels());
   ++bucket.completed;
 }
 
 // With a row per tensor, in device memory.
 void run_rows(const py::object& self, Operation operation, DType grad_dtype, uintptr_t scalars,
-              uintptr_t index, uintptr_t found_inf, uintptr_t stream) {
+              uintptr_t index, double grad_factor, uintptr_t grad_factor_address,
+              uintptr_t found_inf, uintptr_t stream) {
   auto& bucket = made<BoundBucket>(self);
-  cuda::Call call = make_call(bucket, operation, grad_dtype, stream);
-  const int64_t num_tensors = bucket.num_chunks > 0 ? bucket.num_tensors : 0;
-  call.rows.scalars = array<const double>("scalars", scalars, num_tensors > 0 ? kNumScalars : 0);
-  call.rows.index = array<const int32_t>("index", index, 2 * num_tensors);
-  call.found_inf = found_inf_or_null(found_inf);
-  cuda::run(bucket, call);
+  check_can_step(bucket.rule());
+  cuda::Call call = make_call(bucket, operation, grad_dtype, {grad_factor, grad_factor_address},
+                              found_inf, stream);
+  call.rows = device_rows(bucket, scalars, index);
+  cuda::run(bucket, call, bucket.kernels());
   ++bucket.completed;
 }
 
-void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintptr_t predictions, uintptr_t options,
-             uintptr_t has_grad, uintptr_t scalars, uintptr_t index, Operation operation,
-             uintptr_t found_inf, uintptr_t stream) {
+// Sums what a step would read: float64 [terms, tensors], by way of [terms, chunks].
+void sums(const py::object& self, DType grad_dtype, uintptr_t scalars, uintptr_t index,
+          double grad_factor, uintptr_t grad_factor_address, uintptr_t partial, uintptr_t out,
+          uintptr_t stream) {
   auto& bucket = made<BoundBucket>(self);
-  check_range("num_tensors", num_tensors, 0, kMaxColumns);
+  const int num_terms = bucket.rule().num_terms;
+  check_has_terms(bucket.rule());
+  cuda::Call call = make_call(bucket, Operation::kStep, grad_dtype,
+                              {grad_factor, grad_factor_address}, 0, stream);
+  call.rows = device_rows(bucket, scalars, index);
+  auto* of_chunks = array<double>("partial", partial, num_terms * bucket.num_chunks);
+  auto* of_tensors = array<double>("out", out, num_terms * bucket.num_tensors);
+  cuda::sum(bucket, call, bucket.kernels(), num_terms, of_chunks, of_tensors);
+}
+
+void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintptr_t predictions,
+             uintptr_t hyper, uintptr_t has_grad, uintptr_t scalars, uintptr_t index,
+             Operation operation, uintptr_t found_inf, uintptr_t stream) {
+  auto& bucket = made<BoundBucket>(self);
+  const RuleInfo& rule = bucket.rule();
+  check_can_step(rule);
+  check_range("num_tensors", num_tensors, 0, kMaxEntries);
   check_code("operation", operation);
-  cuda::Columns columns;
-  columns.num_tensors = num_tensors;
-  columns.steps = array<float>("steps", steps, num_tensors);
-  columns.predictions = array<Prediction>("predictions", predictions, num_tensors);
-  columns.options = array<const StepOptions>("options", options, num_tensors > 0);
-  columns.has_grad = array<const bool>("has_grad", has_grad, num_tensors);
-  columns.found_inf = found_inf_or_null(found_inf);
-  columns.scalars = array<Scalars<double>>("scalars", scalars, 2 * num_tensors);
-  columns.index = array<int32_t>("index", index, 2 * num_tensors);
-  cuda::advance(columns, operation, pointer<void>(stream));
+  const auto num_hyper = static_cast<int64_t>(rule.hyper.size());
+  cuda::Ledger ledger;
+  ledger.num_tensors = num_tensors;
+  ledger.steps = array<float>("steps", steps, num_tensors);
+  ledger.predictions = array<double>("predictions", predictions, num_tensors * rule.record_width());
+  ledger.hyper = array<const double>("hyper", hyper, num_tensors > 0 ? num_hyper : 0);
+  ledger.has_grad = array<const bool>("has_grad", has_grad, num_tensors);
+  ledger.found_inf = optional<float>("found_inf", found_inf);
+  ledger.scalars = array<double>("scalars", scalars, 2 * num_tensors * rule.row_width());
+  ledger.index = array<int32_t>("index", index, 2 * num_tensors);
+  bucket.kernels().advance(ledger, operation, pointer<void>(stream));
   ++bucket.advanced;
 }
 
@@ -132,18 +170,23 @@ void bind_cuda(py::module_& m) {
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("chunks"),
            py::arg("num_chunks"), py::arg("num_tensors"), py::arg("grads"), py::arg("weight"),
            py::arg("state"))
-      .def("run_row", &run_row, py::arg("operation"), py::arg("grad_dtype"), py::arg("row"),
-           py::arg("last"), py::arg("stream"))
+      .def("run_row", &run_row, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
+           py::arg("num_rows"), py::arg("grad_factor"), py::arg("grad_factor_address"),
+           py::arg("found_inf"), py::arg("stream"))
       .def("run_rows", &run_rows, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
-           py::arg("index"), py::arg("found_inf"), py::arg("stream"))
+           py::arg("index"), py::arg("grad_factor"), py::arg("grad_factor_address"),
+           py::arg("found_inf"), py::arg("stream"))
+      .def("sums", &sums, py::arg("grad_dtype"), py::arg("scalars"), py::arg("index"),
+           py::arg("grad_factor"), py::arg("grad_factor_address"), py::arg("partial"),
+           py::arg("out"), py::arg("stream"))
       .def("advance", &advance, py::arg("num_tensors"), py::arg("steps"), py::arg("predictions"),
-           py::arg("options"), py::arg("has_grad"), py::arg("scalars"), py::arg("index"),
+           py::arg("hyper"), py::arg("has_grad"), py::arg("scalars"), py::arg("index"),
            py::arg("operation"), py::arg("found_inf"), py::arg("stream"))
       .def_property_readonly("completed", &completed)
       .def_property_readonly("advanced", &advanced);
   refuse_second_init<BoundBucket>(bucket);
   m.def("why_not", &cuda::why_not);
-  m.attr("chunk_numel") = cuda::kChunkNumel;
+  m.attr("chunk_numel") = kChunkNumel;
 }
 
 }  // namespace wpadamw

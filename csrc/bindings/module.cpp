@@ -2,35 +2,13 @@
 // Python.
 #include <pybind11/stl.h>
 
-#include <algorithm>
-
 #include "../operation.h"
-#include "../rules/rules.h"
-#include "../scalars.h"
 #include "bindings.h"
 #include "checks.h"
 
 namespace py = pybind11;
 
 namespace wpadamw {
-
-const std::vector<RuleInfo>& rules() {
-#define WPADAMW_RULE_INFO(Rule) {Rule::kName, Rule::kNumStates},
-  static const std::vector<RuleInfo> all = {WPADAMW_FOR_EACH_RULE(WPADAMW_RULE_INFO)};
-#undef WPADAMW_RULE_INFO
-  return all;
-}
-
-RuleId rule_id(const std::string& name) {
-  const auto found = std::find_if(rules().begin(), rules().end(),
-                                  [&](const RuleInfo& rule) { return rule.name == name; });
-  if (found == rules().end()) refuse("rule", "be a known name", name);
-  return static_cast<RuleId>(found - rules().begin());
-}
-
-size_t num_states(RuleId rule) {
-  return static_cast<size_t>(rules()[static_cast<size_t>(rule)].num_states);
-}
 
 namespace {
 
@@ -57,12 +35,17 @@ bool holds(const py::list& dicts, const py::list& values) {
   return i == values.size();
 }
 
-std::vector<std::string> scalar_names() { return {kScalarNames, kScalarNames + kNumScalars}; }
+py::dict describe(const RuleInfo& rule) {
+  using namespace py::literals;
+  return py::dict("state"_a = rule.state, "hyper"_a = rule.hyper, "step"_a = rule.step,
+                  "look"_a = rule.look, "num_terms"_a = rule.num_terms,
+                  "can_recover"_a = rule.can_recover);
+}
 
-std::vector<std::string> rule_names() {
-  std::vector<std::string> names;
-  for (const RuleInfo& rule : rules()) names.push_back(rule.name);
-  return names;
+py::dict describe_rules() {
+  py::dict by_name;
+  for (const RuleInfo& rule : rules()) by_name[py::str(rule.name)] = describe(rule);
+  return by_name;
 }
 
 void bind_codes(py::module_& m) {
@@ -89,8 +72,7 @@ PYBIND11_MODULE(_C, m) {
   bind_cpu(m);
   bind_tensors(m);
   m.def("holds", &holds, py::arg("dicts"), py::arg("values"));
-  m.def("rule_names", &rule_names);
-  m.def("scalar_names", &scalar_names);
+  m.def("rules", &describe_rules);
 #if defined(WPADAMW_CUDA)
   py::module_ cuda = m.def_submodule("cuda", "Kernels over addresses of device memory.");
   bind_cuda(cuda);

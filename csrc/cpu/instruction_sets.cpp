@@ -1,17 +1,17 @@
-// Which build of the CPU loop this processor runs, and what the loops share.
+// Which build of the CPU loops this processor runs.
+#include "instruction_sets.h"
+
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
-#include "bucket_kernels.h"
-
-namespace wpadamw {
+namespace wpadamw::cpu {
 namespace {
 
 struct InstructionSet {
   const char* name;
   bool (*is_supported)();
-  CpuLoop run;
+  const Kernels* const* kernels;
 };
 
 #if defined(__x86_64__)
@@ -30,23 +30,13 @@ bool has_avx512() {
 // Best first.
 const InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
-    {"avx512", has_avx512, avx512::run},
-    {"avx2", has_avx2, avx2::run},
+    {"avx512", has_avx512, avx512::kKernels},
+    {"avx2", has_avx2, avx2::kKernels},
 #endif
-    {"baseline", [] { return true; }, baseline::run},
+    {"baseline", [] { return true; }, baseline::kKernels},
 };
 
 }  // namespace
-
-bool is_idle(const Call& call, const Span& span) {
-  return is_step(call.operation) && span.grad == 0;
-}
-
-int64_t busy_elements(const Bucket& bucket, const Call& call) {
-  int64_t total = 0;
-  for (const Span& span : bucket.spans) total += is_idle(call, span) ? 0 : span.numel;
-  return total;
-}
 
 std::vector<const char*> instruction_sets() {
   std::vector<const char*> names;
@@ -56,13 +46,13 @@ std::vector<const char*> instruction_sets() {
   return names;
 }
 
-CpuLoop cpu_loop(const char* instruction_set) {
+const Kernels& kernels_of(size_t rule, const char* instruction_set) {
   for (const InstructionSet& set : kInstructionSets) {
     const bool is_wanted = instruction_set == nullptr || !std::strcmp(set.name, instruction_set);
-    if (is_wanted && set.is_supported()) return set.run;
+    if (is_wanted && set.is_supported()) return *set.kernels[rule];
   }
   throw std::invalid_argument(std::string("instruction_set must be one that this processor runs, got ") +
                               instruction_set);
 }
 
-}  // namespace wpadamw
+}  // namespace wpadamw::cpu

@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-namespace wpadamw::WPADAMW_ISA {
+namespace wpadamw::cpu::WPADAMW_ISA {
 namespace {
 
 #if defined(__x86_64__)
@@ -42,8 +42,6 @@ WPADAMW_HOST_DEVICE void write_out(value_t* to, const value_t* from, int64_t n, 
   }
 }
 
-WPADAMW_HOST_DEVICE void finish_writes() { _mm_sfence(); }
-
 #else
 
 template <typename value_t>
@@ -51,9 +49,7 @@ WPADAMW_HOST_DEVICE void write_out(value_t* to, const value_t* from, int64_t n, 
   std::memcpy(to, from, static_cast<size_t>(n) * sizeof(value_t));
 }
 
-WPADAMW_HOST_DEVICE void finish_writes() {}
-
 #endif
 
 }  // namespace
-}  // namespace wpadamw::WPADAMW_ISA
+}  // namespace wpadamw::cpu::WPADAMW_ISA

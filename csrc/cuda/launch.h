@@ -3,11 +3,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
-#include "../dtype.h"
-#include "../operation.h"
-#include "../scalars.h"
-#include "../step_scalars.h"
+#include "../combinations.h"
 
 namespace wpadamw::cuda {
 
@@ -15,7 +13,7 @@ namespace wpadamw::cuda {
 // way, so few that a bucket of small tensors fills the chip.
 constexpr int kThreads = 256;
 constexpr int kElementsPerThread = 8;
-constexpr int kChunkNumel = kThreads * kElementsPerThread;
+static_assert(kChunkNumel == kThreads * kElementsPerThread);
 
 // Of one access to memory. Flat buffers begin at multiples of it.
 constexpr int kAccessBytes = 16;
@@ -31,48 +29,73 @@ struct Chunk {
 
 // Every pointer is to device memory.
 struct Bucket {
-  RuleId rule{};
   DType param_dtype{};
-  const Chunk* chunks = nullptr;
+  const Chunk* chunks = nullptr;  // in the order of tensors, and of elements in a tensor
   int64_t num_chunks = 0;
   int64_t num_tensors = 0;
   const uintptr_t* grads = nullptr;  // per tensor; 0: no gradient, steps leave it alone
   void* weight = nullptr;            // flat backup of the true weights, or null
-  void* state[kMaxStates] = {};
+  std::vector<void*> state;          // flat, one of each kind
 };
 
-// The scalars of a call: at most two rows here, or any number of them in device memory.
+// The scalars of a call: at most two rows of the host, or any number of them in device memory.
 struct Rows {
-  const double* scalars = nullptr;  // rows of kNumScalars in device memory; null: those below
-  const int32_t* index = nullptr;   // with `scalars`: each tensor's row, then each tensor's last row
-  double row[kNumScalars] = {};     // this operation's scalars
-  double last[kNumScalars] = {};    // the prediction that the parameters hold
-  bool holds_prediction = false;    // whether there is one; in `index` -1 says that there is none
+  const double* scalars = nullptr;  // in device memory; null: those below
+  const int32_t* index = nullptr;   // with `scalars`: each tensor's row, then each tensor's held row
+  const double* row = nullptr;      // of the host: this operation's scalars
+  const double* held = nullptr;     // of the host: the prediction that parameters hold; null: none
 };
 
 struct Call {
   Operation operation{};
   DType grad_dtype{};
   Rows rows;
-  const float* found_inf = nullptr;  // in device memory; not 0: the call does nothing
+  double grad_factor = 1.0;
+  const double* grad_factor_address = nullptr;  // in device memory; null: the factor above
+  const float* found_inf = nullptr;             // in device memory; not 0: the call does nothing
   void* stream = nullptr;
 };
 
 // Counts and records of a bucket's parameters in device memory, and the rows computed from them.
-struct Columns {
+struct Ledger {
   int64_t num_tensors = 0;
   float* steps = nullptr;
-  Prediction* predictions = nullptr;
-  const StepOptions* options = nullptr;  // of this call
+  double* predictions = nullptr;  // records: a kind, then the numbers of a Look
+  const double* hyper = nullptr;
   const bool* has_grad = nullptr;
   const float* found_inf = nullptr;
-  Scalars<double>* scalars = nullptr;  // written: each tensor's row, then each tensor's last row
-  int32_t* index = nullptr;            // written: which they are, as in Rows
+  double* scalars = nullptr;  // written: each tensor's row, then each tensor's held row
+  int32_t* index = nullptr;   // written: which they are, as in Rows
 };
 
 // All of them throw std::runtime_error where a launch fails.
-void run(const Bucket& bucket, const Call& call);
-void advance(const Columns& columns, Operation operation, void* stream);
+using Run = void (*)(const Bucket& bucket, const Call& call);
+// The sum of each term over each chunk: partial[term * num_chunks + chunk].
+using Sum = void (*)(const Bucket& bucket, const Call& call, double* partial);
+using Advance = void (*)(const Ledger& ledger, Operation operation, void* stream);
+
+// What is compiled of a rule; nullptr: this combination is not. The last index: whether there is a
+// backup.
+struct RunTable {
+  Run at[kNumOperations][2];
+};
+struct SumTable {
+  Sum at[2];
+};
+struct Kernels {
+  RunTable run[Supported::kSize];
+  SumTable sum[Supported::kSize];
+  Advance advance;
+};
+
+// Of every rule, in the order of the list of rules.
+extern const Kernels* const kKernels[];
+
+void run(const Bucket& bucket, const Call& call, const Kernels& kernels);
+
+// The sums of all terms over each tensor, sums[term * num_tensors + tensor], by way of `partial`.
+void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
+         double* partial, double* sums);
 
 // Why no kernel of this build runs here, or an empty string.
 std::string why_not();

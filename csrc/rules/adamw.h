@@ -3,51 +3,118 @@
 
 #include <cmath>
 
-#include "weights.h"
+#include "../rule.h"
 
-namespace wpadamw {
+namespace wpadamw::adamw {
 
-struct AdamW : DecoupledDecay {
-  static constexpr const char* kName = "adamw";
+struct Rule {
+  static constexpr Names<2> kStateNames = {"exp_avg", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
+  static constexpr int kNumTerms = 0;
   enum { kExpAvg, kExpAvgSq };
 
   template <typename real_t>
-  struct State {
-    real_t at[kNumStates];
-  };
+  using State = Values<real_t, kNumStates>;
 
-  // m = m + (g - m)*(1-beta1)
+  struct Hyper {
+    double lr;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+    double prediction_steps;
+    double predicted_decay;  // weight_decay, or 0 where predictions leave the decay out
+  };
+  static constexpr Names<7> kHyperNames = {
+      "lr", "beta1", "beta2", "eps", "weight_decay", "prediction_steps", "predicted_decay"};
+
+  // What an update needs.
   template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t exp_avg(real_t exp_avg, real_t grad,
-                                            const Scalars<real_t>& s) {
-    return exp_avg + (grad - exp_avg) * s.one_minus_beta1;
+  struct Step {
+    real_t one_minus_beta1;
+    real_t beta2;
+    real_t one_minus_beta2;
+    real_t decay;      // 1 - lr*weight_decay
+    real_t step_size;  // lr / (1 - beta1^k)
+  };
+  static constexpr Names<5> kStepNames = {"one_minus_beta1", "beta2", "one_minus_beta2", "decay",
+                                          "step_size"};
+
+  // What the direction and predictions along it need.
+  template <typename real_t>
+  struct Look {
+    real_t inv_sqrt_bc2;  // 1 / sqrt(1 - beta2^k)
+    real_t eps;
+    real_t predict_decay;  // 1 - s*lr*predicted_decay
+    real_t predict_size;   // s*lr / (1 - beta1^k)
+  };
+  static constexpr Names<4> kLookNames = {"inv_sqrt_bc2", "eps", "predict_decay", "predict_size"};
+
+  // Of update number `count` and of the prediction from it.
+  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& h,
+                                                                     int64_t count) {
+    const double bias_correction1 = 1.0 - power(h.beta1, count);
+    return {{1.0 - h.beta1, h.beta2, 1.0 - h.beta2, 1.0 - h.lr * h.weight_decay,
+             h.lr / bias_correction1},
+            {1.0 / std::sqrt(1.0 - power(h.beta2, count)), h.eps,
+             1.0 - h.prediction_steps * h.lr * h.predicted_decay,
+             h.prediction_steps * h.lr / bias_correction1}};
   }
 
-  // v = v*beta2 + (g*g)*(1-beta2)
   template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t exp_avg_sq(real_t exp_avg_sq, real_t grad,
-                                               const Scalars<real_t>& s) {
-    return exp_avg_sq * s.beta2 + (grad * grad) * s.one_minus_beta2;
+  static WPADAMW_HOST_DEVICE void step(real_t& weight, State<real_t>& state, real_t grad,
+                                       const Step<real_t>& step, const Look<real_t>& look) {
+    move_moments(state.at[kExpAvg], state.at[kExpAvgSq], grad, step);
+    weight = move(weight, direction(state.at[kExpAvg], state.at[kExpAvgSq], look), step);
+  }
+
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE real_t predict(real_t weight, const State<real_t>& state,
+                                            const Look<real_t>& look) {
+    return predict_along(weight, direction(state.at[kExpAvg], state.at[kExpAvgSq], look), look);
+  }
+
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE real_t recover(real_t predicted, const State<real_t>& state,
+                                            const Look<real_t>& look) {
+    return recover_along(predicted, direction(state.at[kExpAvg], state.at[kExpAvgSq], look), look);
+  }
+
+  // m = m + (g - m)*(1-beta1), v = v*beta2 + (g*g)*(1-beta2)
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE void move_moments(real_t& exp_avg, real_t& exp_avg_sq, real_t grad,
+                                               const Step<real_t>& step) {
+    exp_avg = exp_avg + (grad - exp_avg) * step.one_minus_beta1;
+    exp_avg_sq = exp_avg_sq * step.beta2 + (grad * grad) * step.one_minus_beta2;
   }
 
   // u = m / (sqrt(v)*inv_sqrt_bc2 + eps)
   template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t adam_direction(real_t exp_avg, real_t exp_avg_sq,
-                                                   const Scalars<real_t>& s) {
-    return exp_avg / (std::sqrt(exp_avg_sq) * s.inv_sqrt_bc2 + s.eps);
+  static WPADAMW_HOST_DEVICE real_t direction(real_t exp_avg, real_t exp_avg_sq,
+                                              const Look<real_t>& look) {
+    return exp_avg / (std::sqrt(exp_avg_sq) * look.inv_sqrt_bc2 + look.eps);
   }
 
+  // w = w*decay - u*step_size (Loshchilov & Hutter 2019, Algorithm 2).
   template <typename real_t>
-  static WPADAMW_HOST_DEVICE State<real_t> update(State<real_t> state, real_t grad,
-                                                  const Scalars<real_t>& s) {
-    return {{exp_avg(state.at[kExpAvg], grad, s), exp_avg_sq(state.at[kExpAvgSq], grad, s)}};
+  static WPADAMW_HOST_DEVICE real_t move(real_t weight, real_t direction,
+                                         const Step<real_t>& step) {
+    return weight * step.decay - direction * step.step_size;
   }
 
+  // p = w*predict_decay - u*predict_size (docs/algorithm.md, equation 1).
   template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t direction(State<real_t> state, const Scalars<real_t>& s) {
-    return adam_direction(state.at[kExpAvg], state.at[kExpAvgSq], s);
+  static WPADAMW_HOST_DEVICE real_t predict_along(real_t weight, real_t direction,
+                                                  const Look<real_t>& look) {
+    return weight * look.predict_decay - direction * look.predict_size;
+  }
+
+  // The prediction solved for w.
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE real_t recover_along(real_t predicted, real_t direction,
+                                                  const Look<real_t>& look) {
+    return (predicted + direction * look.predict_size) / look.predict_decay;
   }
 };
 
-}  // namespace wpadamw
+}  // namespace wpadamw::adamw

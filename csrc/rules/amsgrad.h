@@ -3,36 +3,58 @@
 
 #include "adamw.h"
 
-namespace wpadamw {
+namespace wpadamw::amsgrad {
 
-struct AMSGrad : DecoupledDecay {
-  static constexpr const char* kName = "amsgrad";
+struct Rule {
+  using AdamW = adamw::Rule;
+
+  static constexpr Names<3> kStateNames = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr int kNumStates = 3;
+  static constexpr int kNumTerms = 0;
   enum { kExpAvg, kExpAvgSq, kMaxExpAvgSq };
 
   template <typename real_t>
-  struct State {
-    real_t at[kNumStates];
-  };
+  using State = Values<real_t, kNumStates>;
 
-  // A NaN on either side wins, as in torch.maximum.
+  using Hyper = AdamW::Hyper;
   template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t maximum(real_t a, real_t b) {
-    return (a > b || a != a) ? a : b;
+  using Step = AdamW::Step<real_t>;
+  template <typename real_t>
+  using Look = AdamW::Look<real_t>;
+  static constexpr auto kHyperNames = AdamW::kHyperNames;
+  static constexpr auto kStepNames = AdamW::kStepNames;
+  static constexpr auto kLookNames = AdamW::kLookNames;
+
+  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& hyper,
+                                                                     int64_t count) {
+    return AdamW::scalars(hyper, count);
   }
 
   template <typename real_t>
-  static WPADAMW_HOST_DEVICE State<real_t> update(State<real_t> state, real_t grad,
-                                                  const Scalars<real_t>& s) {
-    const real_t exp_avg_sq = AdamW::exp_avg_sq(state.at[kExpAvgSq], grad, s);
-    return {{AdamW::exp_avg(state.at[kExpAvg], grad, s), exp_avg_sq,
-             maximum(state.at[kMaxExpAvgSq], exp_avg_sq)}};
+  static WPADAMW_HOST_DEVICE void step(real_t& weight, State<real_t>& state, real_t grad,
+                                       const Step<real_t>& step, const Look<real_t>& look) {
+    AdamW::move_moments(state.at[kExpAvg], state.at[kExpAvgSq], grad, step);
+    state.at[kMaxExpAvgSq] = maximum(state.at[kMaxExpAvgSq], state.at[kExpAvgSq]);
+    weight = AdamW::move(weight, direction(state, look), step);
   }
 
   template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t direction(State<real_t> state, const Scalars<real_t>& s) {
-    return AdamW::adam_direction(state.at[kExpAvg], state.at[kMaxExpAvgSq], s);
+  static WPADAMW_HOST_DEVICE real_t predict(real_t weight, const State<real_t>& state,
+                                            const Look<real_t>& look) {
+    return AdamW::predict_along(weight, direction(state, look), look);
+  }
+
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE real_t recover(real_t predicted, const State<real_t>& state,
+                                            const Look<real_t>& look) {
+    return AdamW::recover_along(predicted, direction(state, look), look);
+  }
+
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE real_t direction(const State<real_t>& state,
+                                              const Look<real_t>& look) {
+    return AdamW::direction(state.at[kExpAvg], state.at[kMaxExpAvgSq], look);
   }
 };
 
-}  // namespace wpadamw
+}  // namespace wpadamw::amsgrad

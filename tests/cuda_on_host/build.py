@@ -16,6 +16,7 @@ from types import ModuleType
 import pybind11
 
 ROOT = Path(__file__).resolve().parents[2]
+RULES = ROOT / "tests" / "rules"
 # Kept, so that only changes are compiled.
 BUILD = ROOT / "build" / f"cuda-on-host-{sysconfig.get_config_var('SOABI')}"
 
@@ -24,6 +25,7 @@ def build() -> Path:
     """Compile what has changed; returns the extension's file."""
     configure = [
         *("cmake", f"-S{ROOT}", f"-B{BUILD}", "-GNinja", "-DWPADAMW_CUDA=host"),
+        f"-DWPADAMW_EXTRA_RULES={RULES}",
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={BUILD}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

@@ -1,4 +1,4 @@
-"""The C++ loop of ``csrc/cpu`` for CPU tensors."""
+"""The C++ loops of ``csrc/cpu`` for CPU tensors."""
 
 from __future__ import annotations
 
@@ -63,37 +63,32 @@ class Kernels:
         found_inf: Tensor | None = None,
     ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
+        if found_inf is not None and float(found_inf):
+            return
         operation = self.operation.step_and_predict if predict_next else self.operation.step
         self._set_grads(grads)
-        self._run(operation, rows, self.dtypes[grads.dtype], float(factor))
+        self._run(operation, self.dtypes[grads.dtype], rows, float(factor))
 
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
-        self._run(self.operation.predict, rows, self.param_dtype)
+        self._run(self.operation.predict, self.param_dtype, rows)
 
     def restore(self, rows: Rows) -> None:
         """Go to the true weights."""
-        self._run(self.operation.restore, rows, self.param_dtype)
+        self._run(self.operation.restore, self.param_dtype, rows)
 
     def sums(self, grads: Gradients, rows: Rows, factor: float | Tensor) -> Tensor:
-        """The sums of the rule's terms, float64, [num_terms, parameters]."""
-        sums = torch.zeros(
-            self.bucket.rule.num_terms, len(self.bucket.params), dtype=torch.float64, device="cpu"
-        )
+        """The sums of the rule's terms."""
+        shape = self.bucket.rule.num_terms, len(self.bucket.params)
+        out = torch.empty(shape, dtype=torch.float64)
         self._set_grads(grads)
         self.table.sums(
-            self.dtypes[grads.dtype],
-            *_memory(rows),
-            float(factor),
-            _num_threads(),
-            sums.data_ptr(),
+            self.dtypes[grads.dtype], *_addresses(rows), float(factor), _threads(), out.data_ptr()
         )
-        return sums
+        return out
 
-    def advance(
-        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
-    ) -> None:
-        """Not served: the host counts."""
+    def advance(self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None) -> None:
+        """Not called: counts are the host's."""
         raise NotImplementedError
 
     def _set_grads(self, grads: Gradients) -> None:
@@ -101,15 +96,14 @@ class Kernels:
             self.table.set_grads(grads.addresses)
             self.grad_addresses = grads.addresses
 
-    def _run(self, operation: Any, rows: Rows, grad_dtype: Any, factor: float = 1.0) -> None:
-        self.table.run(operation, grad_dtype, *_memory(rows), factor, _num_threads())
+    def _run(self, operation: Any, grad_dtype: Any, rows: Rows, factor: float = 1.0) -> None:
+        self.table.run(operation, grad_dtype, *_addresses(rows), factor, _threads())
 
 
-def _memory(rows: Rows) -> tuple[int, int, int]:
-    """Address and number of the rows, and the address of their index."""
+def _addresses(rows: Rows) -> tuple[int, int, int]:
     index = 0 if rows.index is None else rows.index.data_ptr()
     return rows.scalars.data_ptr(), len(rows.scalars), index
 
 
-def _num_threads() -> int:
+def _threads() -> int:
     return min(torch.get_num_threads(), _MAX_THREADS)

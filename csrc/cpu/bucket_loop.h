@@ -1,0 +1,101 @@
+// The CPU loop: predict, restore and step over a range of a tensor. Compiled for each rule once per
+// instruction set (WPADAMW_ISA names it); contraction being off, all of them give the same bits.
+#pragma once
+
+#include <utility>
+
+#include "tensor.h"
+#include "write_out.h"
+
+namespace wpadamw::cpu::WPADAMW_ISA {
+namespace {
+
+// How far ahead of its use a line is asked for, in elements. With this many arrays the hardware's
+// prefetchers alone fall short; further ahead than this is slower again.
+constexpr int64_t kPrefetchAhead = 128;
+
+template <typename value_t>
+WPADAMW_HOST_DEVICE void prefetch_block(const value_t* values) {
+  constexpr int64_t kLine = 64;
+  const char* address = reinterpret_cast<const char*>(values);
+  for (int64_t byte = 0; byte < kBlock * int64_t{sizeof(value_t)}; byte += kLine) {
+    __builtin_prefetch(address + byte);
+  }
+}
+
+template <Operation kOperation, Source kSource, typename Rule, typename param_t, typename grad_t>
+WPADAMW_HOST_DEVICE void prefetch(const Tensor<Rule, param_t, grad_t>& tensor, int64_t i) {
+  if constexpr (kSource == Source::kBackup) prefetch_block(tensor.weight + i);
+  if constexpr (kSource != Source::kBackup) prefetch_block(tensor.param + i);
+  if constexpr (kOperation == Operation::kRestore && kSource == Source::kBackup) return;
+  for (int k = 0; k < Rule::kNumStates; ++k) prefetch_block(tensor.state.at[k] + i);
+  if constexpr (is_step(kOperation)) prefetch_block(tensor.grad + i);
+}
+
+// The operation on elements [begin, begin + n); the new parameters go to `out`.
+template <Operation kOperation, Source kSource, typename Rule, typename param_t, typename grad_t>
+WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t, grad_t>& tensor, int64_t begin,
+                                   int64_t n, param_t* __restrict out) {
+  using real_t = typename RealOf<param_t>::type;
+  const RowOf<Rule, real_t> row = tensor.row;
+  // Every load of an element precedes its stores and no two arrays overlap.
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) {
+    const int64_t i = begin + j;
+    const auto state = tensor.load_state(i);
+    Element<Rule, real_t> element{state, tensor.template true_weight<kSource>(i, state)};
+    real_t gradient{};
+    if constexpr (is_step(kOperation)) gradient = tensor.gradient(i);
+    out[j] = Round<param_t>::from(apply<kOperation>(element, gradient, row));
+    if constexpr (is_step(kOperation)) {
+      tensor.store_state(i, element.state);
+      if constexpr (kSource == Source::kBackup) tensor.weight[i] = element.weight;
+    }
+  }
+}
+
+template <typename Rule, typename dtypes, Operation kOperation, Source kSource>
+void run_range(const Task& task, int64_t begin, int64_t end, bool streaming) {
+  using param_t = typename dtypes::param_t;
+  const Tensor<Rule, param_t, typename dtypes::grad_t> tensor(task);
+  alignas(64) param_t out[kBlock];
+  // Without a backup the parameter's line has just been read: nothing to save by streaming.
+  streaming = streaming && kSource == Source::kBackup;
+  int64_t i = begin;
+  for (; i + kBlock <= end; i += kBlock) {
+    prefetch<kOperation, kSource>(tensor, i + kPrefetchAhead);
+    run_block<kOperation, kSource>(tensor, i, kBlock, out);
+    write_out(tensor.param + i, out, kBlock, streaming);
+  }
+  run_block<kOperation, kSource>(tensor, i, end - i, out);
+  write_out(tensor.param + i, out, end - i, false);
+}
+
+template <typename Rule, typename dtypes, Operation kOperation, Source kSource>
+constexpr Run run_or_null() {
+  if constexpr (is_compiled<Rule, dtypes>(kOperation, kSource)) {
+    return run_range<Rule, DtypesOf<kOperation, dtypes>, kOperation, kSource>;
+  } else {
+    return nullptr;
+  }
+}
+
+// Positions are the numbers of operations and sources.
+template <typename Rule, typename dtypes, int... kPositions>
+constexpr RunTable run_table(std::integer_sequence<int, kPositions...>) {
+  RunTable table{};
+  ((table.at[kPositions / kNumSources][kPositions % kNumSources] =
+        run_or_null<Rule, dtypes, Operation(kPositions / kNumSources),
+                    Source(kPositions % kNumSources)>()),
+   ...);
+  return table;
+}
+
+template <typename Rule, typename dtypes>
+constexpr RunTable run_table() {
+  return run_table<Rule, dtypes>(
+      std::make_integer_sequence<int, kNumOperations * kNumSources>());
+}
+
+}  // namespace
+}  // namespace wpadamw::cpu::WPADAMW_ISA

@@ -1,0 +1,111 @@
+// Counts, records and scalars of a bucket's parameters where the host must not wait for them: one
+// thread per parameter.
+#pragma once
+
+#include <cmath>
+
+#include "check.h"
+#include "launch.h"
+
+namespace wpadamw::cuda {
+namespace {
+
+constexpr int kAdvanceThreads = 128;
+
+// A record tells whether the last update has been predicted from, by these numbers.
+constexpr double kNone = 0.0, kMade = 1.0, kNull = 2.0;
+
+// One parameter.
+template <typename Rule>
+struct Entry {
+  using Look = typename Rule::template Look<double>;
+  using Step = typename Rule::template Step<double>;
+  static constexpr int kRecordWidth = 1 + kNumLook<Rule>;
+
+  const Ledger& ledger;
+  int64_t i;
+
+  __device__ double* row(int64_t position) const {
+    return ledger.scalars + position * kRowWidth<Rule>;
+  }
+  __device__ double* record() const { return ledger.predictions + i * kRecordWidth; }
+  __device__ int64_t count() const { return static_cast<int64_t>(ledger.steps[i]); }
+
+  __device__ Row<Step, Look> scalars(int64_t count) const {
+    return Rule::scalars(*reinterpret_cast<const typename Rule::Hyper*>(ledger.hyper), count);
+  }
+
+  template <typename part_t>
+  static __device__ void write(double* to, const part_t& part) {
+    if constexpr (!std::is_empty_v<part_t>) *reinterpret_cast<part_t*>(to) = part;
+  }
+
+  __device__ void write_row(int64_t position, const Step& step, const Look& look) const {
+    write(row(position), step);
+    write(row(position) + kNumStep<Rule>, look);
+  }
+
+  __device__ void write_record(double kind, const Look& look) const {
+    *record() = kind;
+    write(record() + 1, look);
+  }
+
+  __device__ Look recorded() const { return round_part<Look, double>(record() + 1); }
+
+  __device__ void write_held() const {
+    const int64_t position = ledger.num_tensors + i;
+    write_row(position, Step{}, recorded());
+    ledger.index[position] = *record() == kMade ? static_cast<int32_t>(position) : -1;
+  }
+
+  __device__ void step(bool predicts) const {
+    const int64_t next = count() + 1;
+    const Row<Step, Look> own = scalars(next);
+    write_row(i, own.step, own.look);
+    const bool is_void = ledger.found_inf != nullptr && *ledger.found_inf != 0.0f;
+    if (!ledger.has_grad[i] || is_void) return;
+    ledger.steps[i] = static_cast<float>(next);
+    write_record(predicts ? kMade : kNone, predicts ? own.look : Look{});
+  }
+
+  __device__ void predict() const {
+    if (*record() == kNone) {
+      const bool is_first = count() == 0;  // there is no update to predict from
+      write_record(is_first ? kNull : kMade, is_first ? Look{} : scalars(count()).look);
+    }
+    write_row(i, Step{}, recorded());
+    if (*record() != kMade) ledger.index[i] = -1;
+  }
+};
+
+template <typename Rule>
+__global__ void advance_kernel(const Ledger ledger, Operation operation) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= ledger.num_tensors) return;
+  const Entry<Rule> entry{ledger, i};
+  ledger.index[i] = static_cast<int32_t>(i);
+  entry.write_held();
+  if (is_step(operation)) entry.step(operation == Operation::kStepAndPredict);
+  if (operation == Operation::kPredict) entry.predict();
+}
+
+template <typename Rule>
+void launch_advance(const Ledger& ledger, Operation operation, void* stream) {
+  if (ledger.num_tensors == 0) return;
+  const int64_t num_blocks = (ledger.num_tensors + kAdvanceThreads - 1) / kAdvanceThreads;
+  const cudaLaunchConfig_t config = launch_config(num_blocks, kAdvanceThreads, stream);
+  check(cudaLaunchKernelEx(&config, advance_kernel<Rule>, ledger, operation),
+        "launch of advance_kernel");
+}
+
+template <typename Rule>
+constexpr Advance advance_or_null() {
+  if constexpr (kCanStep<Rule>) {
+    return launch_advance<Rule>;
+  } else {
+    return nullptr;
+  }
+}
+
+}  // namespace
+}  // namespace wpadamw::cuda

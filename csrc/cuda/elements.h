@@ -1,0 +1,155 @@
+// How a block reaches the elements of its chunk.
+#pragma once
+
+#include "launch.h"
+#include "pack.h"
+
+namespace wpadamw::cuda {
+namespace {
+
+// What a kernel reads of its bucket and call, in the dtype of the state.
+template <typename Rule, typename real_t>
+struct Arguments {
+  using Look = typename Rule::template Look<real_t>;
+
+  // Address 0. The table holds addresses as numbers; as offsets from a kernel's argument the
+  // compiler knows them for global memory, and needs no generic accesses.
+  char* memory = nullptr;
+  const Chunk* chunks;
+  const uintptr_t* grads;
+  int64_t num_tensors;
+  real_t* weight;
+  Values<real_t*, Rule::kNumStates> state;
+  const double* scalars;
+  const int32_t* index;
+  RowOf<Rule, real_t> row{};
+  Look held{};
+  bool holds_prediction;
+  real_t grad_factor;
+  const double* grad_factor_address;
+  const float* found_inf;
+
+  Arguments(const Bucket& bucket, const Call& call)
+      : chunks(bucket.chunks),
+        grads(bucket.grads),
+        num_tensors(bucket.num_tensors),
+        weight(static_cast<real_t*>(bucket.weight)),
+        scalars(call.rows.scalars),
+        index(call.rows.index),
+        holds_prediction(call.rows.held != nullptr),
+        grad_factor(static_cast<real_t>(call.grad_factor)),
+        grad_factor_address(call.grad_factor_address),
+        found_inf(call.found_inf) {
+    if (call.rows.row != nullptr) row = round_row<Rule, real_t>(call.rows.row);
+    if (call.rows.held != nullptr) held = round_look<Rule, real_t>(call.rows.held);
+    for (int k = 0; k < Rule::kNumStates; ++k) {
+      state.at[k] = static_cast<real_t*>(bucket.state[static_cast<size_t>(k)]);
+    }
+  }
+
+  __device__ bool is_void() const { return found_inf != nullptr && *found_inf != 0.0f; }
+  __device__ bool moves_nothing(int32_t tensor) const {
+    return index != nullptr && index[tensor] < 0;
+  }
+  __device__ bool holds_prediction_of(int32_t tensor) const {
+    return index == nullptr ? holds_prediction : index[num_tensors + tensor] >= 0;
+  }
+  __device__ RowOf<Rule, real_t> row_of(int32_t tensor) const {
+    return index == nullptr ? row : round_row<Rule, real_t>(at(index[tensor]));
+  }
+  __device__ Look held_of(int32_t tensor) const {
+    return index == nullptr ? held : round_look<Rule, real_t>(at(index[num_tensors + tensor]));
+  }
+  __device__ real_t factor() const {
+    return grad_factor_address == nullptr ? grad_factor : static_cast<real_t>(*grad_factor_address);
+  }
+  __device__ const double* at(int32_t i) const { return scalars + int64_t{i} * kRowWidth<Rule>; }
+};
+
+// One chunk: every pointer is at its first element.
+template <typename Rule, typename param_t, typename grad_t, Operation kOperation, bool kHasBackup>
+struct Elements {
+  using real_t = typename RealOf<param_t>::type;
+  using State = typename Rule::template State<real_t>;
+  static constexpr int kWidth = pack_width<param_t, grad_t>();
+  static constexpr int kPacks = kElementsPerThread / kWidth;
+  // What is predicted from are true weights.
+  static constexpr bool kMayHoldPrediction =
+      !kHasBackup && kCanRecover<Rule> && kOperation != Operation::kPredict;
+
+  template <int kN>
+  struct Loaded {
+    Pack<param_t, kN> param;  // without a backup: what the parameter held
+    Pack<grad_t, kN> grad;
+    Pack<real_t, kN> weight;
+    Values<Pack<real_t, kN>, Rule::kNumStates> state;
+  };
+
+  param_t* param;
+  const grad_t* grad;
+  real_t* weight;
+  Values<real_t*, Rule::kNumStates> state;
+  int numel;
+  bool holds_prediction;
+  real_t grad_factor;
+  RowOf<Rule, real_t> row;
+  typename Rule::template Look<real_t> held;
+
+  __device__ Elements(const Arguments<Rule, real_t>& arguments, const Chunk& chunk,
+                      uintptr_t grad_address)
+      : param(reinterpret_cast<param_t*>(arguments.memory + chunk.param)),
+        grad(reinterpret_cast<const grad_t*>(arguments.memory + grad_address) + chunk.begin),
+        weight(arguments.weight + chunk.offset),
+        numel(chunk.numel),
+        holds_prediction(kMayHoldPrediction && arguments.holds_prediction_of(chunk.tensor)),
+        grad_factor(arguments.factor()),
+        row(arguments.row_of(chunk.tensor)) {
+    if (kMayHoldPrediction && holds_prediction) held = arguments.held_of(chunk.tensor);
+    for (int k = 0; k < Rule::kNumStates; ++k) state.at[k] = arguments.state.at[k] + chunk.offset;
+  }
+
+  // The state is always aligned: tensors and chunks begin at multiples of whole packs there.
+  __device__ bool has_packs() const {
+    return is_aligned(param) && (!is_step(kOperation) || is_aligned(grad));
+  }
+
+  template <int kN>
+  __device__ void load(int i, Loaded<kN>& loaded) const {
+    if constexpr (kHasBackup) loaded.weight.load(weight + i);
+    if constexpr (!kHasBackup) loaded.param.load(param + i);
+    if constexpr (is_step(kOperation)) loaded.grad.load(grad + i);
+    if constexpr (!kHasBackup || kOperation != Operation::kRestore) {
+#pragma unroll
+      for (int k = 0; k < Rule::kNumStates; ++k) loaded.state.at[k].load(state.at[k] + i);
+    }
+  }
+
+  template <int kN>
+  __device__ real_t true_weight(const Loaded<kN>& loaded, int j, const State& values) const {
+    if constexpr (kHasBackup) return loaded.weight.values[j];
+    const real_t found = to_real(loaded.param.values[j]);
+    if constexpr (kMayHoldPrediction) {
+      if (holds_prediction) return Rule::recover(found, values, held);
+    }
+    return found;
+  }
+
+  template <int kN>
+  __device__ Element<Rule, real_t> element(const Loaded<kN>& loaded, int j) const {
+    Element<Rule, real_t> element;
+#pragma unroll
+    for (int k = 0; k < Rule::kNumStates; ++k) {
+      element.state.at[k] = loaded.state.at[k].values[j];
+    }
+    element.weight = true_weight(loaded, j, element.state);
+    return element;
+  }
+
+  template <int kN>
+  __device__ real_t gradient(const Loaded<kN>& loaded, int j) const {
+    return to_real(loaded.grad.values[j]) * grad_factor;
+  }
+};
+
+}  // namespace
+}  // namespace wpadamw::cuda
