@@ -6,7 +6,13 @@ import torch
 
 from wpadamw._backends.device_kernels import DeviceKernels
 from wpadamw._backends.extension import dtype_code, extension
-from wpadamw._backends.interface import *
+from wpadamw._backends.interface import (
+    BucketTensors,
+    ColumnTensors,
+    DeviceRows,
+    Operation,
+    Rows,
+)
 from wpadamw.compat import current_stream
 
 NAME = "cuda"
