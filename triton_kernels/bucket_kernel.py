@@ -52,8 +52,8 @@ def run_block(
     """
     i = first + tl.arange(0, BLOCK_NUMEL)
     mask = None if numel is None else i < numel
-    # Said of pointers, here: what is known of an address is lost when it becomes a pointer, and what
-    # is known of a pointer when it is an argument.
+    # Said of pointers, here: what is known of an address is lost when it becomes a pointer, and
+    # what is known of a pointer when it is an argument.
     param = tl.multiple_of(param.to(tl.pointer_type(PARAM_DTYPE)), PARAM_ALIGNMENT) + i
     states = pointers_to_each(states, offset, i, STATE_ALIGNMENT, NUM_STATES)
     if weight is None:
