@@ -11,6 +11,7 @@ import triton.language as tl
 from wpadamw.triton_kernels.chunk import load_chunk
 from wpadamw.triton_kernels.tuples import load_each, load_row, pointers_to_each
 
+NUM_WARPS = 4  # the fewer there are, the fewer sums cross them
 NUM_AHEAD = 32  # chunks that are loaded before the first of them is added
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wpadamw._backends.device_kernels import DeviceKernels
 from wpadamw._backends.device_table import CHUNK_NUMEL
-from wpadamw._backends.interface import BucketTensors, Ledger, Operation, Rows
+from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
 from wpadamw.rules.rule import Rule
 
 NAME = "triton"
@@ -135,9 +135,10 @@ class Kernels(DeviceKernels):
         operation: Operation,
         grad_dtype: torch.dtype,
         rows: Rows,
-        factor: Tensor,
+        factor: float | Tensor,
         found_inf: Tensor | None,
     ) -> None:
+        rows, factor = self.table.rows(rows), self.table.factor_of(factor)
         if self.table.num_chunks:
             self.modules["bucket_kernel"].bucket_kernel[(self.table.num_chunks,)](
                 *self._arguments(rows, factor), found_inf, **self.options[operation, grad_dtype]
@@ -150,7 +151,48 @@ class Kernels(DeviceKernels):
         arrays = (table.chunks, table.grads.tensor, bucket.weight_flat, tuple(bucket.state_flat))
         return (*arrays, rows.scalars, rows.index, table.num_params, factor)
 
-    def _advance(self, ledger: Ledger, operation: Operation, found_inf: Tensor | None) -> None:
+    def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
+        module, table = self.modules["reduce_kernel"], self.table
+        num_terms = self.bucket.rule.num_terms
+        partial, sums = (
+            torch.empty(num_terms, columns, dtype=torch.float64, device=self.device)
+            for columns in (table.num_chunks, table.num_params)
+        )
+        if table.num_chunks:
+            module.chunk_sums_kernel[(table.num_chunks,)](
+                *self._arguments(rows, factor), partial, **self._sum_options(grad_dtype)
+            )
+        module.tensor_sums_kernel[(table.num_params, num_terms)](
+            partial,
+            table.num_chunks,
+            self._ends(),
+            table.grads.tensor,
+            sums,
+            NUM_AHEAD=module.NUM_AHEAD,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+        return sums
+
+    def _sum_options(self, grad_dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            **self._types(grad_dtype),
+            "TERMS": self.rule.terms,
+            "RECOVER": self._recover(True),
+            "NUM_TERMS": self.bucket.rule.num_terms,
+            "NUM_HALVINGS": CHUNK_NUMEL.bit_length() - 1,
+            "num_warps": self.modules["reduce_kernel"].NUM_WARPS,
+        }
+
+    def _ends(self) -> Tensor:
+        """Where the chunks of each tensor begin, and after them all where the last ones end."""
+        tensors = (self.table.chunks[:, 3] & 0xFFFFFFFF).contiguous()
+        places = torch.arange(self.table.num_params + 1, device=self.device)
+        return torch.searchsorted(tensors, places)
+
+    def _advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
         module = self.modules["advance_kernel"]
         num_params = ledger.steps.numel()
         module.advance_kernel[(-(-num_params // module.BLOCK_SIZE),)](
