@@ -14,13 +14,12 @@ import numpy
 import pytest
 import torch
 from helpers import KINDS, Twins, load_mid_training, random_parameters, wide
+from rule_table import RULES
 from test_backend_layouts import GuardedTwins
 
 import wpadamw
 from wpadamw import WPAdamW, layout
-from wpadamw._backends import torch_columns, triton
-from wpadamw._backends.interface import ColumnTensors, DeviceRows, Operation
-from wpadamw.scalars import NO_PREDICTION, NULL_PREDICTION, Prediction, Scalars
+from wpadamw._backends import triton
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="TRITON_INTERPRET is not 1")
@@ -76,6 +75,14 @@ def test_triton_equals_the_specification(dtype, grad_dtype, options, on_cpu, gen
     pair = Twins(lambda: random_parameters(NUMELS, dtype), lr=0.01, **options)
     pair.run(lambda optimizer: load_mid_training(optimizer, 10))
     pair.run_everything(generator, grad_dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("case", RULES.values(), ids=RULES)
+def test_triton_equals_the_specification_for_every_rule(case, on_cpu, generator):
+    for options in (case.options, {**case.options, "backup": False}):
+        pair = Twins(lambda: random_parameters(NUMELS, torch.float32), make=case.make, **options)
+        pair.run_everything(generator, torch.float32)
 
 
 @interpreted
@@ -142,67 +149,6 @@ def test_counts_on_the_device_give_the_same_bits(options, dtype, on_cpu, generat
         pair.run(WPAdamW.step)
     pair.run(WPAdamW.restore)
     pair.run(WPAdamW.predict)
-
-
-# Counts and records.
-
-MADE = Prediction(1.0, 0.01, 0.9, 0.999, 1e-8, 0.1, 1.5)
-
-
-def random_columns(generator, made, found_inf):
-    """Of 300 parameters: more than two blocks. Some have no count, some no or a null prediction."""
-    num_params, num_fields = 300, len(Prediction._fields)
-    counts = torch.randint(0, 100, (num_params,), generator=generator)
-    counts[::7], counts[1::50] = 0, 1_000_003
-    predictions = torch.rand(num_params, num_fields, dtype=torch.float64, generator=generator)
-    predictions[:, 0] = 1.0
-    predictions[::3] = torch.tensor(NO_PREDICTION, dtype=torch.float64)
-    predictions[1::3] = torch.tensor(NULL_PREDICTION, dtype=torch.float64)
-    options = [*MADE._replace(made=made), 0.3, -0.25]
-    scalars = torch.full((2 * num_params, len(Scalars._fields)), 7.0, dtype=torch.float64)
-    index = torch.full((2, num_params), 7, dtype=torch.int32)
-    flag = None if found_inf is None else torch.tensor(found_inf)
-    return ColumnTensors(
-        counts.float(),
-        predictions,
-        torch.tensor(options, dtype=torch.float64),
-        torch.rand(num_params, generator=generator) < 0.7,
-        DeviceRows(scalars, index, flag),
-    )
-
-
-@interpreted
-@pytest.mark.parametrize("found_inf", [None, 0.0, 1.0])
-@pytest.mark.parametrize("made", [0.0, 1.0], ids=["not-made", "made"])
-@pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
-def test_advance_equals_the_specification(operation, made, found_inf, on_cpu):
-    got, want = (
-        random_columns(torch.Generator().manual_seed(1), made, found_inf) for _ in range(2)
-    )
-    kernels = triton.Kernels(helpers.bucket_of(torch.zeros(3)))
-    kernels.advance(got, operation)
-    torch_columns.advance(want, operation, torch.zeros((), dtype=torch.int64))
-    for name in ("steps", "predictions", "options", "has_grad"):
-        assert torch.equal(getattr(got, name), getattr(want, name)), name
-    assert torch.equal(got.rows.index, want.rows.index)
-    assert torch.equal(got.rows.scalars, want.rows.scalars)
-
-
-# Names and numbers that are written twice.
-
-
-@interpreted
-def test_columns_of_scalars_have_the_order_of_their_fields():
-    kernels = triton._kernels()["bucket_kernels"]
-    columns = [getattr(kernels, name.upper()).value for name in Scalars._fields]
-    assert columns == list(range(kernels.NUM_SCALARS.value))
-
-
-@interpreted
-def test_rows_have_the_widths_of_their_tuples():
-    kernels = triton._kernels()["advance_kernel"]
-    assert kernels.NUM_SCALARS.value == len(Scalars._fields)
-    assert kernels.NUM_RECORDED.value == len(Prediction._fields)
 
 
 # Where the backend is missing.

@@ -1,4 +1,4 @@
-"""Square root and division, rounded once, subnormal numbers included."""
+"""Square root and division, rounded once, subnormal numbers included; whole powers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def _flushes() -> bool:
     return (int(major), int(minor)) < (3, 6) and torch.version.hip is None and not is_interpreted
 
 
+COUNT_BITS = tl.constexpr(25)  # float32 counts whole numbers up to 2^24
 FLUSHES = tl.constexpr(_flushes())
 
 
@@ -43,3 +44,13 @@ def divide(x, y):
     else:
         quotient = tl.div_rn(x, y)
     return quotient
+
+
+@triton.jit
+def power(base, exponent):
+    """base^exponent by repeated squaring, for a block of whole exponents."""
+    result = tl.full(exponent.shape, 1.0, tl.float64)
+    for bit in range(COUNT_BITS):
+        result = tl.where(((exponent >> bit) & 1) != 0, result * base, result)
+        base = base * base
+    return result

@@ -8,15 +8,18 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wpadamw._backends.device_kernels import DeviceKernels
 from wpadamw._backends.device_table import CHUNK_NUMEL
-from wpadamw._backends.interface import *
+from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
+from wpadamw.rules.rule import Rule
 
 NAME = "triton"
 
 # Tests of the kernels pass from here on: see docs/compatibility.md.
 _OLDEST = (3, 4)
+_KERNELS = ("bucket_kernel", "reduce_kernel", "advance_kernel")
 
 
 @cache
@@ -26,8 +29,9 @@ def _kernels() -> Any:
         found = importlib.import_module("triton").__version__
         if tuple(map(int, re.findall(r"\d+", found)[:2])) < _OLDEST:
             return f"triton {found} is older than {'.'.join(map(str, _OLDEST))}"
-        names = ("bucket_kernels", "advance_kernel")
-        return {name: importlib.import_module(f"wpadamw.triton_kernels.{name}") for name in names}
+        return {
+            name: importlib.import_module(f"wpadamw.triton_kernels.{name}") for name in _KERNELS
+        }
     except Exception as error:  # a broken installation raises what it likes
         return f"triton cannot be imported: {error}"
 
@@ -41,15 +45,22 @@ def why_not(device_type: str) -> str | None:
     return _kernels() if isinstance(_kernels(), str) else None
 
 
+def _module_of(rule: Rule) -> Any:
+    """The rule in Triton: the file of its name, or what a rule from elsewhere names."""
+    name = getattr(rule, "triton_module", f"wpadamw.triton_kernels.rules.{rule.name}")
+    return importlib.import_module(name)
+
+
 def _triton_dtype(dtype: torch.dtype) -> Any:
     return getattr(importlib.import_module("triton.language"), str(dtype).removeprefix("torch."))
 
 
-def _does(operation: Operation) -> dict[str, bool]:
-    return {
-        "UPDATE": operation in (Operation.step, Operation.step_and_predict),
-        "PREDICT": operation in (Operation.step_and_predict, Operation.predict),
-    }
+def _updates(operation: Operation) -> bool:
+    return operation in (Operation.step, Operation.step_and_predict)
+
+
+def _predicts(operation: Operation) -> bool:
+    return operation in (Operation.step_and_predict, Operation.predict)
 
 
 class Kernels(DeviceKernels):
@@ -57,17 +68,19 @@ class Kernels(DeviceKernels):
 
     def __init__(self, bucket: BucketTensors) -> None:
         super().__init__(bucket)
-        self.modules = _kernels()
+        self.modules, self.rule = _kernels(), _module_of(bucket.rule)
         # Triton launches from Python: an exception may come between a launch and its count.
         self.num_launches = self.num_advances = 0
-        first, *others = bucket.state_flat
-        weight = first if bucket.weight_flat is None else bucket.weight_flat
-        states = [first, *others, *[first] * (2 - len(others))]
-        self.tensors = [self.table.chunks, self.table.grads.tensor, weight, *states]
+        self.state_dtype = torch.promote_types(self.param_dtype, torch.float32)
+        self.widths = {
+            "NUM_STEP": len(bucket.rule.Step._fields),
+            "NUM_LOOK": len(bucket.rule.Look._fields),
+        }
+        grad_dtypes = {self.param_dtype, torch.float32}
         self.options = {
             (operation, grad_dtype): self._options(operation, grad_dtype)
             for operation in Operation
-            for grad_dtype in {self.param_dtype, torch.float32}
+            for grad_dtype in grad_dtypes
         }
 
     def completed(self) -> int:
@@ -78,20 +91,36 @@ class Kernels(DeviceKernels):
         """How many calls of `advance` have been launched."""
         return self.num_advances
 
+    # What is known when a kernel is compiled.
+
     def _options(self, operation: Operation, grad_dtype: torch.dtype) -> dict[str, Any]:
-        """Everything of a launch that is known when it is compiled."""
-        state = self.bucket.state_flat
-        width = 16 // state[0].element_size()  # elements of a 16-byte access of the state
+        """Of an operation: the functions of the rule that it needs, and the types of the arrays."""
+        updates = _updates(operation)
+        may_hold_prediction = updates or operation is Operation.restore
+        return {
+            "STEP": self._function("step", updates),
+            "PREDICT": self._function("predict", _predicts(operation)),
+            "RECOVER": self._recover(may_hold_prediction),
+            **self._types(grad_dtype),
+        }
+
+    def _function(self, name: str, is_needed: bool) -> Any:
+        return getattr(self.rule, name, None) if is_needed else None
+
+    def _recover(self, may_hold_prediction: bool) -> Any:
+        return self._function("recover", may_hold_prediction and self.bucket.weight_flat is None)
+
+    def _types(self, grad_dtype: torch.dtype) -> dict[str, Any]:
+        width = 16 // self.state_dtype.itemsize  # elements of a 16-byte access of the state
         # Of each array a thread does two, or one where the registers do not suffice: gradients
         # that become float64 made some compilers spill.
         num_accesses = 1 if grad_dtype.itemsize < self.param_dtype.itemsize else 2
         return {
-            **_does(operation),
-            "HAS_BACKUP": self.bucket.weight_flat is not None,
-            "RULE": self.bucket.rule.name,
-            "NUM_STATES": len(state),
+            **self.widths,
+            "NUM_STATES": len(self.bucket.state_flat),
             "PARAM_DTYPE": _triton_dtype(self.param_dtype),
             "GRAD_DTYPE": _triton_dtype(grad_dtype),
+            "STATE_DTYPE": _triton_dtype(self.state_dtype),
             "PARAM_ALIGNMENT": width * self.param_dtype.itemsize,
             "GRAD_ALIGNMENT": width * grad_dtype.itemsize,
             "CHUNK_NUMEL": CHUNK_NUMEL,
@@ -99,38 +128,89 @@ class Kernels(DeviceKernels):
             "enable_fp_fusion": False,
         }
 
-    def _launch(self, operation: Operation, grad_dtype: torch.dtype, rows: DeviceRows) -> None:
+    # Launches.
+
+    def _launch(
+        self,
+        operation: Operation,
+        grad_dtype: torch.dtype,
+        rows: Rows,
+        factor: float | Tensor,
+        found_inf: Tensor | None,
+    ) -> None:
+        rows, factor = self.table.rows(rows), self.table.factor_of(factor)
         if self.table.num_chunks:
-            self._launch_bucket(operation, grad_dtype, rows)
+            self.modules["bucket_kernel"].bucket_kernel[(self.table.num_chunks,)](
+                *self._arguments(rows, factor), found_inf, **self.options[operation, grad_dtype]
+            )
         self.num_launches += 1
 
-    def _launch_bucket(
-        self, operation: Operation, grad_dtype: torch.dtype, rows: DeviceRows
-    ) -> None:
-        self.modules["bucket_kernels"].bucket_kernel[(self.table.num_chunks,)](
-            *self.tensors,
-            rows.scalars,
-            rows.index,
-            self.table.num_params,
-            rows.found_inf,
-            **self.options[operation, grad_dtype],
-        )
+    def _arguments(self, rows: Rows, factor: Tensor) -> tuple[Any, ...]:
+        """What every kernel over a bucket is given."""
+        table, bucket = self.table, self.bucket
+        arrays = (table.chunks, table.grads.tensor, bucket.weight_flat, tuple(bucket.state_flat))
+        return (*arrays, rows.scalars, rows.index, table.num_params, factor)
 
-    def _advance(self, columns: ColumnTensors, operation: Operation) -> None:
+    def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
+        module, table = self.modules["reduce_kernel"], self.table
+        num_terms = self.bucket.rule.num_terms
+        partial, sums = (
+            torch.empty(num_terms, columns, dtype=torch.float64, device=self.device)
+            for columns in (table.num_chunks, table.num_params)
+        )
+        if table.num_chunks:
+            module.chunk_sums_kernel[(table.num_chunks,)](
+                *self._arguments(rows, factor), partial, **self._sum_options(grad_dtype)
+            )
+        module.tensor_sums_kernel[(table.num_params, num_terms)](
+            partial,
+            table.num_chunks,
+            self._ends(),
+            table.grads.tensor,
+            sums,
+            NUM_AHEAD=module.NUM_AHEAD,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+        return sums
+
+    def _sum_options(self, grad_dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            **self._types(grad_dtype),
+            "TERMS": self.rule.terms,
+            "RECOVER": self._recover(True),
+            "NUM_TERMS": self.bucket.rule.num_terms,
+            "NUM_HALVINGS": CHUNK_NUMEL.bit_length() - 1,
+            "num_warps": self.modules["reduce_kernel"].NUM_WARPS,
+        }
+
+    def _ends(self) -> Tensor:
+        """Where the chunks of each tensor begin, and after them all where the last ones end."""
+        tensors = (self.table.chunks[:, 3] & 0xFFFFFFFF).contiguous()
+        places = torch.arange(self.table.num_params + 1, device=self.device)
+        return torch.searchsorted(tensors, places)
+
+    def _advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
         module = self.modules["advance_kernel"]
-        num_blocks = -(-columns.steps.numel() // module.BLOCK_SIZE)
-        module.advance_kernel[(num_blocks,)](
-            columns.steps,
-            columns.predictions,
-            columns.options,
-            columns.has_grad,
-            columns.rows.scalars,
-            columns.rows.index,
-            columns.steps.numel(),
-            columns.rows.found_inf,
+        num_params = ledger.steps.numel()
+        module.advance_kernel[(-(-num_params // module.BLOCK_SIZE),)](
+            ledger.steps,
+            ledger.predictions,
+            ledger.hyper,
+            ledger.has_grad,
+            ledger.rows.scalars,
+            ledger.rows.index,
+            num_params,
+            found_inf,
+            SCALARS=self.rule.scalars,
+            NUM_HYPER=ledger.hyper.numel(),
+            **self.widths,
+            UPDATE=_updates(operation),
+            PREDICT=_predicts(operation),
             BLOCK_SIZE=module.BLOCK_SIZE,
             num_warps=module.NUM_WARPS,
             enable_fp_fusion=False,
-            **_does(operation),
         )
         self.num_advances += 1

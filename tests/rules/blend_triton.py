@@ -1,0 +1,36 @@
+"""The rule of ``blend.py`` in Triton."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl  # noqa: F401 -- the interpreter looks for it
+
+
+@triton.jit
+def scalars(hyper, count):
+    beta1, predict_size = hyper
+    return (1.0 - beta1,), (predict_size,)
+
+
+@triton.jit
+def step(weight, state, grad, step, look):
+    state = average(state, grad, step)
+    return predict(weight, state, look), state
+
+
+@triton.jit
+def predict(weight, state, look):
+    (exp_avg,), (predict_size,) = state, look
+    return weight - exp_avg * predict_size
+
+
+@triton.jit
+def terms(weight, state, grad, step, look):
+    (exp_avg,) = average(state, grad, step)
+    return exp_avg * exp_avg, weight * grad
+
+
+@triton.jit
+def average(state, grad, step):
+    (exp_avg,), (one_minus_beta1,) = state, step
+    return (exp_avg + (grad - exp_avg) * one_minus_beta1,)

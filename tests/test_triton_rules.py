@@ -1,0 +1,271 @@
+"""Rules in Triton, below the optimizers: kernels of backend triton against those of backend torch."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+
+import numpy
+import pytest
+import torch
+from helpers import assert_same_bits, wide
+from rules.blend import Blend
+
+from wpadamw._backends import torch_ledger, triton
+from wpadamw._backends import torch as specification
+from wpadamw._backends.interface import (
+    BucketTensors,
+    Gradients,
+    Kind,
+    LedgerTensors,
+    Operation,
+    Rows,
+)
+from wpadamw.rules.adamw import AdamW
+from wpadamw.rules.amsgrad import AMSGrad
+from wpadamw.rules.rule import Rule
+from wpadamw.rules.sgd import SGD
+from wpadamw.rules.squares import Squares
+
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET not 1"),
+    # The interpreter of some versions takes arrays of one element for numbers.
+    pytest.mark.filterwarnings(
+        r"ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning:triton\."
+    ),
+]
+
+HYPER = {
+    "adamw": (0.01, 0.9, 0.999, 1e-8, 0.1, 1.5, 0.1),
+    "amsgrad": (0.01, 0.9, 0.999, 1e-8, 0.1, 1.5, 0.1),
+    "sgd": (0.01, 0.9, 0.3, 0.1, 1.0, 2.0),
+    "blend": (0.9, 0.02),
+    "squares": (),
+}
+RULES = {rule.name: rule for rule in (AdamW(), AMSGrad(), SGD(), Blend(), Squares())}
+UPDATING = [rule for rule in RULES.values() if rule.state_names]
+SUMMING = [rule for rule in RULES.values() if rule.num_terms]
+COUNTS = (1, 2, 50)
+
+# Around a chunk, and several of them with a rest.
+NUMELS = (3, 2048, 0, 2049, 5000, 64)
+# More chunks than are added at once.
+SUMMED = (*NUMELS, 40 * 2048 + 5)
+WITHOUT_GRAD = 3
+FACTOR = -0.3
+
+# Parameters and gradients; the interpreter truncates where it should round to bfloat16.
+KINDS = {
+    "float32": (torch.float32, torch.float32),
+    "float16": (torch.float16, torch.float16),
+    "float64-with-float32-grad": (torch.float64, torch.float32),
+}
+each_kind = pytest.mark.parametrize("dtype, grad_dtype", KINDS.values(), ids=KINDS)
+each_rule = pytest.mark.parametrize("rule", UPDATING, ids=lambda rule: rule.name)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """The interpreter divides by zero where kernels may."""
+    with numpy.errstate(all="ignore"):
+        yield
+
+
+# Buckets.
+
+
+def random_bucket(rule, dtype, has_backup, numels=NUMELS):
+    generator = torch.Generator().manual_seed(1)
+    offsets = [0]
+    for numel in numels:
+        offsets.append(offsets[-1] + -(-numel // 64) * 64)
+    real = torch.promote_types(dtype, torch.float32)
+
+    def flat():
+        return wide((offsets[-1],), real, generator)
+
+    def views(buffer):
+        pairs = zip(offsets, numels, strict=False)
+        return [buffer[offset : offset + numel] for offset, numel in pairs]
+
+    state_flat = [flat().abs() for _ in rule.state_names]
+    weight_flat = flat() if has_backup else None
+    return BucketTensors(
+        rule=rule,
+        params=[wide((numel,), real, generator).to(dtype) for numel in numels],
+        offsets=offsets[:-1],
+        weight_flat=weight_flat,
+        state_flat=state_flat,
+        weight=None if weight_flat is None else views(weight_flat),
+        state=[views(buffer) for buffer in state_flat],
+    )
+
+
+def random_gradients(dtype, numels=NUMELS):
+    generator = torch.Generator().manual_seed(2)
+    tensors = [wide((numel,), dtype, generator) for numel in numels]
+    tensors[WITHOUT_GRAD] = None
+    has_grad = [tensor is not None for tensor in tensors]
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return Gradients(dtype, tensors, addresses, has_grad)
+
+
+def rows_of(rule, index):
+    rows = [()] * len(COUNTS)
+    if rule.Hyper._fields:
+        rows = [rule.scalars(rule.Hyper(*HYPER[rule.name]), count) for count in COUNTS]
+    table = [[number for row in pair for number in row] for pair in rows]
+    index = torch.tensor(index, dtype=torch.int32)
+    return Rows(torch.tensor(table, dtype=torch.float64), index)
+
+
+def run(kernels, operation, grads, rows):
+    if operation is Operation.predict:
+        kernels.predict(rows)
+    elif operation is Operation.restore:
+        kernels.restore(rows)
+    else:
+        kernels.step(grads, rows, FACTOR, operation is Operation.step_and_predict)
+
+
+def tensors_of(bucket):
+    weight = [] if bucket.weight_flat is None else [bucket.weight_flat]
+    return [*bucket.params, *weight, *bucket.state_flat]
+
+
+@each_kind
+@each_rule
+@pytest.mark.parametrize("has_backup", [True, False], ids=["backup", "no-backup"])
+@pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
+def test_operations_equal_the_specification(operation, has_backup, rule, dtype, grad_dtype):
+    if not has_backup and (dtype.itemsize < 4 or not rule.can_recover()):
+        pytest.skip("needs a backup")
+    moved = -1 if operation is Operation.predict else 1
+    index = [[0, 1, 2, 0, moved, 2], [-1] * 6 if has_backup else [1, 2, 0, -1, 2, -1]]
+    buckets = [random_bucket(rule, dtype, has_backup) for _ in range(2)]
+    grads, rows = random_gradients(grad_dtype), rows_of(rule, index)
+    for backend, bucket in zip((triton, specification), buckets, strict=True):
+        run(backend.Kernels(bucket), operation, grads, rows)
+    for got, want in zip(*map(tensors_of, buckets), strict=True):
+        assert_same_bits("array", got, want)
+
+
+@each_kind
+@pytest.mark.parametrize("rule", SUMMING, ids=lambda rule: rule.name)
+def test_sums_equal_the_specification(rule, dtype, grad_dtype):
+    bucket = random_bucket(rule, dtype, bool(rule.state_names), SUMMED)
+    grads = random_gradients(grad_dtype, SUMMED)
+    before = [tensor.clone() for tensor in tensors_of(bucket)]
+    rows = rows_of(rule, [[0, 1, 2, 0, 1, 2, 1], [-1] * 7])
+    got, want = (
+        backend.Kernels(bucket).sums(grads, rows, FACTOR) for backend in (triton, specification)
+    )
+    assert_same_bits("sums", got, want)
+    assert got.shape == (rule.num_terms, len(SUMMED)) and got[:, WITHOUT_GRAD].eq(0).all()
+    for tensor, value in zip(tensors_of(bucket), before, strict=True):
+        assert_same_bits("array", tensor, value)
+
+
+def test_sums_of_nothing_are_zero():
+    bucket = random_bucket(Squares(), torch.float32, False, [0])
+    empty = torch.empty(0)
+    grads = Gradients(torch.float32, [empty], [empty.data_ptr()], None)
+    sums = triton.Kernels(bucket).sums(grads, rows_of(Squares(), [[0], [-1]]), 1.0)
+    assert sums.tolist() == [[0.0]]
+
+
+# Counts and records.
+
+
+def random_ledger(rule, hyper):
+    """Of 300 parameters: more than two blocks. Some have no count, some no or a null prediction."""
+    num_params, num_look = 300, len(rule.Look._fields)
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.randint(0, 100, (num_params,), generator=generator)
+    counts[::7], counts[1::50] = 0, 1_000_003
+    predictions = torch.rand(num_params, 1 + num_look, dtype=torch.float64, generator=generator)
+    predictions[:, 0] = Kind.made
+    predictions[::3], predictions[1::3] = Kind.none, 0.0
+    predictions[1::3, 0] = Kind.null
+    width = len(rule.Step._fields) + num_look
+    scalars = torch.full((2 * num_params, width), 7.0, dtype=torch.float64)
+    index = torch.full((2, num_params), 7, dtype=torch.int32)
+    has_grad = torch.rand(num_params, generator=generator) < 0.7
+    hyper = torch.tensor(hyper, dtype=torch.float64)
+    return LedgerTensors(counts.float(), predictions, hyper, has_grad, Rows(scalars, index))
+
+
+def used_rows(ledger, num_step, is_step):
+    """What a kernel may read: numbers of rows that the index names."""
+    (own, held), scalars = ledger.rows.index, ledger.rows.scalars
+    rows = scalars[own[own >= 0]] if is_step else scalars[own[own >= 0], num_step:]
+    return rows, scalars[held[held >= 0], num_step:]
+
+
+@pytest.mark.parametrize("found_inf", [None, 0.0, 1.0])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
+@each_rule
+def test_advance_equals_the_specification(rule, operation, momentum, found_inf):
+    hyper = list(HYPER[rule.name])
+    if rule.name == "sgd":
+        hyper[1] = momentum
+    got, want = random_ledger(rule, hyper), random_ledger(rule, hyper)
+    flag = None if found_inf is None else torch.tensor(found_inf)
+    triton.Kernels(random_bucket(rule, torch.float32, True, [3])).advance(got, operation, flag)
+    torch_ledger.advance(rule, want, operation, flag, torch.zeros((), dtype=torch.int64))
+    for name in ("steps", "predictions", "hyper", "has_grad"):
+        assert_same_bits(name, getattr(got, name), getattr(want, name))
+    assert_same_bits("index", got.rows.index, want.rows.index)
+    if operation is not Operation.restore:
+        is_step, num_step = "step" in operation.name, len(rule.Step._fields)
+        pairs = zip(*(used_rows(ledger, num_step, is_step) for ledger in (got, want)), strict=True)
+        for rows, wanted in pairs:
+            assert_same_bits("rows", rows, wanted)
+
+
+# What is written twice.
+
+
+def unpacked(function):
+    """The names that a function's arguments are unpacked into, by argument."""
+    found = {}
+    for node in ast.walk(ast.parse(inspect.getsource(function))):
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            values = value.elts if isinstance(value, ast.Tuple) else [value]
+            targets = target.elts if isinstance(value, ast.Tuple) else [target]
+            for names, argument in zip(targets, values, strict=False):
+                if isinstance(names, ast.Tuple) and isinstance(argument, ast.Name):
+                    found[argument.id] = tuple(name.id.lstrip("_") for name in names.elts)
+    return found
+
+
+each_name = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+@each_name
+def test_functions_unpack_tuples_into_the_names_of_the_specification(rule):
+    names = {"hyper": rule.Hyper._fields, "step": rule.Step._fields, "look": rule.Look._fields}
+    names["state"] = rule.state_names
+    module = triton._module_of(rule)
+    for function in vars(module).values():
+        if getattr(function, "__module__", None) == module.__name__:
+            for argument, found in unpacked(function.fn).items():
+                assert names[argument] == found, function.fn.__name__
+
+
+@each_name
+def test_a_rule_has_the_functions_of_the_specification(rule):
+    for name in ("step", "predict", "recover", "terms"):
+        is_own = getattr(type(rule), name) is not getattr(Rule, name)
+        assert hasattr(triton._module_of(rule), name) == is_own, name
+
+
+def test_kinds_of_records_have_the_numbers_of_the_interface():
+    kernels = importlib.import_module("wpadamw.triton_kernels.advance_kernel")
+    assert {kind: getattr(kernels, kind.name.upper()).value for kind in Kind} == {
+        kind: kind.value for kind in Kind
+    }

@@ -1,0 +1,200 @@
+"""Predict, restore and step over a bucket, for every rule and dtype.
+
+One launch serves all tensors of a bucket, one program each chunk of one. What happens to an element
+stands in ``rules``, whose functions come as arguments.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from wpadamw.triton_kernels.chunk import load_chunk
+from wpadamw.triton_kernels.tuples import (
+    load_each,
+    load_row,
+    pointers_to_each,
+    store_each,
+)
+
+
+@triton.jit
+def run_block(
+    first,
+    numel,
+    param,
+    grad,
+    weight,
+    states,
+    offset,
+    begin,
+    factor,
+    step,
+    look,
+    last_look,
+    moves,
+    holds_prediction,
+    STEP: tl.constexpr,
+    PREDICT: tl.constexpr,
+    RECOVER: tl.constexpr,
+    NUM_STATES: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr,
+    GRAD_DTYPE: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+    PARAM_ALIGNMENT: tl.constexpr,
+    GRAD_ALIGNMENT: tl.constexpr,
+    STATE_ALIGNMENT: tl.constexpr,
+    BLOCK_NUMEL: tl.constexpr,
+):
+    """BLOCK_NUMEL elements of a chunk from ``first`` on; those from ``numel`` on, if any, are not.
+
+    All loads of arrays come before the first use of one; values are stored as soon as they are
+    known, to make room in the registers.
+    """
+    i = first + tl.arange(0, BLOCK_NUMEL)
+    mask = None if numel is None else i < numel
+    # Said of pointers, here: what is known of an address is lost when it becomes a pointer, and
+    # what is known of a pointer when it is an argument.
+    param = tl.multiple_of(param.to(tl.pointer_type(PARAM_DTYPE)), PARAM_ALIGNMENT) + i
+    states = pointers_to_each(states, offset, i, STATE_ALIGNMENT, NUM_STATES)
+    if weight is None:
+        w = tl.load(param, mask).to(STATE_DTYPE)
+    else:
+        weight = tl.multiple_of(weight + offset, STATE_ALIGNMENT) + i
+        w = tl.load(weight, mask)
+    if STEP is not None:
+        grad = grad.to(tl.pointer_type(GRAD_DTYPE)) + begin
+        grad = tl.multiple_of(grad, GRAD_ALIGNMENT) + i
+        g = tl.load(grad, mask).to(STATE_DTYPE)
+    state = load_each(states, mask, NUM_STATES)
+
+    if RECOVER is not None:
+        w = tl.where(holds_prediction, RECOVER(w, state, last_look), w)
+    if STEP is not None:
+        w, state = STEP(w, state, g * factor, step, look)
+        store_each(states, state, mask, NUM_STATES)
+        if weight is not None:
+            tl.store(weight, w, mask)
+    if PREDICT is not None:
+        predicted = PREDICT(w, state, look)
+        w = predicted if STEP is not None else tl.where(moves, predicted, w)
+    tl.store(param, w.to(PARAM_DTYPE), mask)
+
+
+@triton.jit(do_not_specialize=["num_tensors"])
+def bucket_kernel(
+    chunks,
+    grads,
+    weight,
+    states,
+    scalars,
+    index,
+    num_tensors,
+    factor,
+    found_inf,
+    STEP: tl.constexpr,
+    PREDICT: tl.constexpr,
+    RECOVER: tl.constexpr,
+    NUM_STATES: tl.constexpr,
+    NUM_STEP: tl.constexpr,
+    NUM_LOOK: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr,
+    GRAD_DTYPE: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+    PARAM_ALIGNMENT: tl.constexpr,
+    GRAD_ALIGNMENT: tl.constexpr,
+    CHUNK_NUMEL: tl.constexpr,
+):
+    """One chunk. An operation is told by the functions of the rule that it needs, else None.
+
+    STEP where it updates, PREDICT where it predicts, RECOVER where what it begins with may be a
+    prediction: without a backup (``weight`` is None) in updates and where it restores.
+
+    ``grads`` holds the address of each tensor's gradient, 0 where updates leave it alone; ``index``
+    each tensor's row of scalars, then each tensor's last row, or -1 where it holds true weights. A
+    prediction whose row is -1 moves nothing. ``factor`` is what gradients are multiplied by.
+    Alignments are the bytes of as many elements as 16 bytes of state hold: all arrays get the same
+    layout.
+    """
+    if found_inf is not None:  # noqa: SIM102 -- decided when it is compiled
+        if tl.load(found_inf) != 0:
+            return
+    WIDTH: tl.constexpr = NUM_STEP + NUM_LOOK
+    param, offset, begin, tensor, numel = load_chunk(chunks)
+    grad = param
+    size, step, look, last_look, row, last = None, (), (), (), 0, 0
+    if STEP is not None:
+        grad = tl.load(grads + tensor)
+        if grad == 0:
+            return
+        size = tl.load(factor).to(STATE_DTYPE)
+    if STEP is not None or PREDICT is not None:
+        row = tl.load(index + tensor).to(tl.int64)
+        own = scalars + row * WIDTH
+        step = load_row(own, row >= 0, NUM_STEP, STATE_DTYPE)
+        look = load_row(own + NUM_STEP, row >= 0, NUM_LOOK, STATE_DTYPE)
+    if RECOVER is not None:
+        last = tl.load(index + num_tensors + tensor).to(tl.int64)
+        held = scalars + last * WIDTH + NUM_STEP
+        last_look = load_row(held, last >= 0, NUM_LOOK, STATE_DTYPE)
+
+    # A chunk begins at a multiple of these bytes where its tensor does.
+    is_aligned = (param % PARAM_ALIGNMENT == 0) & (grad % GRAD_ALIGNMENT == 0)
+    if is_aligned & (numel == CHUNK_NUMEL):
+        run_block(
+            0,
+            None,
+            param,
+            grad,
+            weight,
+            states,
+            offset,
+            begin,
+            size,
+            step,
+            look,
+            last_look,
+            row >= 0,
+            last >= 0,
+            STEP,
+            PREDICT,
+            RECOVER,
+            NUM_STATES,
+            PARAM_DTYPE,
+            GRAD_DTYPE,
+            STATE_DTYPE,
+            PARAM_ALIGNMENT,
+            GRAD_ALIGNMENT,
+            16,
+            CHUNK_NUMEL,
+        )
+    else:
+        # Blocks of another size: with the same, loads would get the layout of the way above, and
+        # change it in shared memory.
+        for first in range(0, numel, CHUNK_NUMEL // 2):
+            run_block(
+                first,
+                numel,
+                param,
+                grad,
+                weight,
+                states,
+                offset,
+                begin,
+                size,
+                step,
+                look,
+                last_look,
+                row >= 0,
+                last >= 0,
+                STEP,
+                PREDICT,
+                RECOVER,
+                NUM_STATES,
+                PARAM_DTYPE,
+                GRAD_DTYPE,
+                STATE_DTYPE,
+                1,
+                1,
+                1,
+                CHUNK_NUMEL // 2,
+            )

@@ -1,0 +1,67 @@
+"""AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl  # noqa: F401 -- the interpreter looks for it
+from wpadamw.triton_kernels.exact import divide, power, sqrt
+
+
+@triton.jit
+def scalars(hyper, count):
+    """The scalars of update number ``count`` and of the prediction from it."""
+    lr, beta1, beta2, eps, weight_decay, prediction_steps, predicted_decay = hyper
+    bias_correction1 = 1.0 - power(beta1, count)
+    step = 1.0 - beta1, beta2, 1.0 - beta2, 1.0 - lr * weight_decay, lr / bias_correction1
+    look = (
+        1.0 / sqrt(1.0 - power(beta2, count)),
+        eps,
+        1.0 - prediction_steps * lr * predicted_decay,
+        prediction_steps * lr / bias_correction1,
+    )
+    return step, look
+
+
+@triton.jit
+def step(weight, state, grad, step, look):
+    """``w = w*decay - u*step_size``."""
+    state = moments(state, grad, step)
+    return move(weight, state, step, look), state
+
+
+@triton.jit
+def predict(weight, state, look):
+    """``p = w*predict_decay - u*predict_size``."""
+    _inv_sqrt_bc2, _eps, predict_decay, predict_size = look
+    return weight * predict_decay - direction(state, look) * predict_size
+
+
+@triton.jit
+def recover(predicted, state, look):
+    """``w = (p + u*predict_size) / predict_decay``."""
+    _inv_sqrt_bc2, _eps, predict_decay, predict_size = look
+    return divide(predicted + direction(state, look) * predict_size, predict_decay)
+
+
+@triton.jit
+def move(weight, state, step, look):
+    """The true weight after an update of the state."""
+    _one_minus_beta1, _beta2, _one_minus_beta2, decay, step_size = step
+    return weight * decay - direction(state, look) * step_size
+
+
+@triton.jit
+def moments(state, grad, step):
+    """``m = m + (g - m)*(1-beta1)``, ``v = v*beta2 + (g*g)*(1-beta2)``."""
+    exp_avg, exp_avg_sq = state
+    one_minus_beta1, beta2, one_minus_beta2, _decay, _step_size = step
+    exp_avg = exp_avg + (grad - exp_avg) * one_minus_beta1
+    exp_avg_sq = exp_avg_sq * beta2 + (grad * grad) * one_minus_beta2
+    return exp_avg, exp_avg_sq
+
+
+@triton.jit
+def direction(state, look):
+    """``u = m / (sqrt(v)*inv_sqrt_bc2 + eps)``."""
+    inv_sqrt_bc2, eps, _predict_decay, _predict_size = look
+    return divide(state[0], sqrt(state[-1]) * inv_sqrt_bc2 + eps)

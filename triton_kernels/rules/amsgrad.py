@@ -1,0 +1,30 @@
+"""AdamW with the running maximum of v in its place (Reddi et al. 2018, arXiv 1904.09237)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from wpadamw.triton_kernels.rules import adamw
+
+scalars, predict, recover = adamw.scalars, adamw.predict, adamw.recover
+
+
+@triton.jit
+def step(weight, state, grad, step, look):
+    """``w = w*decay - u*step_size``."""
+    state = moments(state, grad, step)
+    return adamw.move(weight, state, step, look), state
+
+
+@triton.jit
+def moments(state, grad, step):
+    """The moments and the running maximum after a gradient."""
+    exp_avg, exp_avg_sq, max_exp_avg_sq = state
+    exp_avg, exp_avg_sq = adamw.moments((exp_avg, exp_avg_sq), grad, step)
+    return exp_avg, exp_avg_sq, maximum(max_exp_avg_sq, exp_avg_sq)
+
+
+@triton.jit
+def maximum(a, b):
+    """The larger one; a NaN on either side wins, as in torch.maximum."""
+    return tl.where((a > b) | (a != a), a, b)
