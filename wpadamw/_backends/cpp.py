@@ -87,7 +87,9 @@ class Kernels:
         )
         return out
 
-    def advance(self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None) -> None:
+    def advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
         """Not called: counts are the host's."""
         raise NotImplementedError
 

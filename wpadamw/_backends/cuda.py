@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from wpadamw._backends.device_kernels import DeviceKernels
 from wpadamw._backends.extension import dtype_code, extension
-from wpadamw._backends.interface import (
-    BucketTensors,
-    ColumnTensors,
-    DeviceRows,
-    Operation,
-    Rows,
-)
+from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
 from wpadamw.compat import current_stream
 
 NAME = "cuda"
@@ -61,44 +56,51 @@ class Kernels(DeviceKernels):
         """How many calls of `advance` have been launched."""
         return int(self.device_bucket.advanced)
 
-    def _run(
+    def _launch(
         self,
         operation: Operation,
         grad_dtype: torch.dtype,
-        rows: Rows | DeviceRows,
-        last: Rows,
+        rows: Rows,
+        factor: float | Tensor,
+        found_inf: Tensor | None,
     ) -> None:
-        if isinstance(rows, DeviceRows) or rows.index or last.index or rows.grad_factor is not None:
-            super()._run(operation, grad_dtype, rows, last)
-        else:  # one row for all travels with the launch
-            self.device_bucket.run_row(
-                self.operations[operation],
-                self.dtypes[grad_dtype],
-                rows[0],
-                last.get(0) or (),
-                current_stream(self.device),
-            )
+        codes = self.operations[operation], self.dtypes[grad_dtype]
+        scale = (0.0, factor.data_ptr()) if isinstance(factor, Tensor) else (factor, 0)
+        ends = *scale, _address(found_inf), current_stream(self.device)
+        if rows.index is None:  # few rows travel with the launch
+            number = len(rows.scalars)
+            self.device_bucket.run_row(*codes, rows.scalars.data_ptr(), number, *ends)
+        else:
+            there = self.table.rows(rows)
+            addresses = there.scalars.data_ptr(), _address(there.index)
+            self.device_bucket.run_rows(*codes, *addresses, *ends)
 
-    def _launch(self, operation: Operation, grad_dtype: torch.dtype, rows: DeviceRows) -> None:
-        self.device_bucket.run_rows(
-            self.operations[operation],
+    def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
+        partial, sums = self._room_for_sums()
+        self.device_bucket.sums(
             self.dtypes[grad_dtype],
             rows.scalars.data_ptr(),
-            rows.index.data_ptr(),
-            _address(rows.found_inf),
+            _address(rows.index),
+            0.0,
+            factor.data_ptr(),
+            partial.data_ptr(),
+            sums.data_ptr(),
             current_stream(self.device),
         )
+        return sums
 
-    def _advance(self, columns: ColumnTensors, operation: Operation) -> None:
+    def _advance(
+        self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
+    ) -> None:
         self.device_bucket.advance(
-            columns.steps.numel(),
-            columns.steps.data_ptr(),
-            columns.predictions.data_ptr(),
-            columns.options.data_ptr(),
-            columns.has_grad.data_ptr(),
-            columns.rows.scalars.data_ptr(),
-            columns.rows.index.data_ptr(),
+            ledger.steps.numel(),
+            ledger.steps.data_ptr(),
+            ledger.predictions.data_ptr(),
+            ledger.hyper.data_ptr(),
+            ledger.has_grad.data_ptr(),
+            ledger.rows.scalars.data_ptr(),
+            _address(ledger.rows.index),
             self.operations[operation],
-            _address(columns.rows.found_inf),
+            _address(found_inf),
             current_stream(self.device),
         )

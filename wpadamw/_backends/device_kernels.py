@@ -72,6 +72,15 @@ class DeviceKernels:
         with device_guard(self.device):
             self._advance(ledger, operation, found_inf)
 
+    def _room_for_sums(self) -> tuple[Tensor, Tensor]:
+        """For the sums of chunks, and for those of tensors."""
+        num_terms, table = self.bucket.rule.num_terms, self.table
+        partial, sums = (
+            torch.empty(num_terms, columns, dtype=torch.float64, device=self.device)
+            for columns in (table.num_chunks, table.num_params)
+        )
+        return partial, sums
+
     def _launch(
         self,
         operation: Operation,

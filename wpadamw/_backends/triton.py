@@ -153,16 +153,12 @@ class Kernels(DeviceKernels):
 
     def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
         module, table = self.modules["reduce_kernel"], self.table
-        num_terms = self.bucket.rule.num_terms
-        partial, sums = (
-            torch.empty(num_terms, columns, dtype=torch.float64, device=self.device)
-            for columns in (table.num_chunks, table.num_params)
-        )
+        partial, sums = self._room_for_sums()
         if table.num_chunks:
             module.chunk_sums_kernel[(table.num_chunks,)](
                 *self._arguments(rows, factor), partial, **self._sum_options(grad_dtype)
             )
-        module.tensor_sums_kernel[(table.num_params, num_terms)](
+        module.tensor_sums_kernel[(table.num_params, len(sums))](
             partial,
             table.num_chunks,
             self._ends(),
