@@ -30,6 +30,7 @@ from wpadamw.compat import (
 from wpadamw.saving import Saving
 from wpadamw.scaling import Scaling, clip
 from wpadamw.step import GroupStep
+from wpadamw.sums import SquaredGradients
 
 # Arguments of constructors that are no options of a parameter group.
 _NO_OPTIONS = ("self", "params", "amp", "backend", "__class__")
@@ -158,8 +159,19 @@ class WeightPrediction(Saving):
             The norm before clipping, a tensor of one element.
         """
         groups = self.param_groups
-        norm, self._plans.clipping = clip(groups, max_norm, norm_type, error_if_nonfinite)
+        norm, self._plans.clipping = clip(
+            groups, max_norm, norm_type, error_if_nonfinite, self._squared_gradients
+        )
         return norm
+
+    @outside_inference_mode
+    def _squared_gradients(self) -> Tensor:
+        params = [param for group in self.param_groups for param in group["params"]]
+        squared = self._plans.squared_gradients
+        if squared is None or not squared.serves(params):
+            squared = SquaredGradients(params, self._backend)
+            self._plans.squared_gradients = squared
+        return squared.total()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Like torch's; a factor of `clip_grad_norm_` goes with the gradients."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw.compat import total_norm, warn_caller
+from wpadamw.rules.rule import sqrt
 
 Group = dict[str, Any]
 
@@ -83,19 +85,40 @@ _MARK = "_wpadamw_clipping"
 
 
 def clip(
-    groups: Sequence[Group], max_norm: float, norm_type: float, error_if_nonfinite: bool
+    groups: Sequence[Group],
+    max_norm: float,
+    norm_type: float,
+    error_if_nonfinite: bool,
+    squares: Callable[[], Tensor],
 ) -> tuple[Tensor, Clipping]:
     """The norm of all gradients of parameter groups together, and the factor that clips it.
 
-    The factor of at most 1 is that of `torch.nn.utils.clip_grad_norm_`.
+    The factor of at most 1 is that of `torch.nn.utils.clip_grad_norm_`. ``squares`` sums the
+    squares of all gradients, in float64.
     """
     grads = _grads(groups)
-    norm = total_norm(grads, norm_type, error_if_nonfinite)
+    if norm_type == 2.0 and grads and not any(map(layout.is_dtensor, grads)):
+        norm = sqrt(squares()).to(_norm_dtype(grads))
+        if error_if_nonfinite and not norm.isfinite():
+            raise RuntimeError(NONFINITE.format(norm_type=norm_type))
+    else:
+        norm = total_norm(grads, norm_type, error_if_nonfinite)
     clipping = Clipping(torch.clamp(max_norm / (norm + 1e-6), max=1.0), object())
     for grad in grads:
         # On the tensor itself: the mark goes when the gradient goes, and keeps nothing alive.
         setattr(grad, _MARK, (clipping.mark, _version(grad)))
     return norm, clipping
+
+
+NONFINITE = (
+    "The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it "
+    "cannot be clipped. To disable this error and scale the gradients by the non-finite norm "
+    "anyway, set `error_if_nonfinite=False`"
+)
+
+
+def _norm_dtype(grads: list[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [grad.dtype.to_real() for grad in grads])
 
 
 def _grads(groups: Sequence[Group]) -> list[Tensor]:

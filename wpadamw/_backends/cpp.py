@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wpadamw._backends.extension import dtype_code, extension
 from wpadamw._backends.interface import BucketTensors, Gradients, LedgerTensors, Operation, Rows
+from wpadamw.rules.summing import in_order
 
 NAME = "cpp"
 
@@ -86,6 +87,10 @@ class Kernels:
             self.dtypes[grads.dtype], *_addresses(rows), float(factor), _threads(), out.data_ptr()
         )
         return out
+
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum of float64 numbers from the first to the last."""
+        return in_order(sums)
 
     def advance(
         self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None

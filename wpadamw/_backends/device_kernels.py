@@ -65,6 +65,11 @@ class DeviceKernels:
             self.table.grads.fill(grads.addresses)
             return self._sum(grads.dtype, self.table.rows(rows), self.table.factor_of(factor))
 
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum of float64 numbers from the first to the last."""
+        with device_guard(self.device):
+            return self._total(sums)
+
     def advance(
         self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
     ) -> None:
@@ -94,6 +99,10 @@ class DeviceKernels:
 
     def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
         """Sum the rule's terms on the current stream."""
+        raise NotImplementedError
+
+    def _total(self, sums: Tensor) -> Tensor:
+        """Add numbers in order, on the current stream."""
         raise NotImplementedError
 
     def _advance(

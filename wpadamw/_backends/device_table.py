@@ -60,7 +60,9 @@ class DeviceTable:
             places = [0] * self.num_params + [held] * self.num_params
         else:
             places = index.flatten().tolist()
-        table = self.scalars.fill(scalars).view(-1, self.width)
+        table = (
+            self.scalars.fill(scalars).view(-1, self.width) if self.width else self.scalars.tensor
+        )
         return Rows(table, self.index.fill(places).view(2, -1))
 
     def factor_of(self, factor: float | Tensor) -> Tensor:

@@ -142,6 +142,9 @@ class Kernels(Protocol):
         a tensor's chunks from the first to the last, in float64.
         """
 
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum of float64 numbers from the first to the last: one element on their device."""
+
     def advance(
         self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
     ) -> None:

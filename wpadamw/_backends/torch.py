@@ -19,7 +19,7 @@ from wpadamw._backends.interface import (
 from wpadamw._backends.torch_ledger import ONE, advance, write
 from wpadamw.layout import REAL_DTYPE
 from wpadamw.rules.rule import Row, Rule, State
-from wpadamw.rules.summing import total
+from wpadamw.rules.summing import in_order, total
 
 NAME = "torch"
 
@@ -123,6 +123,10 @@ class Kernels:
             for k, terms in enumerate(self.rule.terms(weight, state, grad, *scalars)):
                 sums[k, i] = total(terms)
         return sums
+
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum of float64 numbers from the first to the last."""
+        return in_order(sums)
 
     def advance(
         self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None

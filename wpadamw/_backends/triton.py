@@ -186,6 +186,22 @@ class Kernels(DeviceKernels):
         places = torch.arange(self.table.num_params + 1, device=self.device)
         return torch.searchsorted(tensors, places)
 
+    def _total(self, sums: Tensor) -> Tensor:
+        module = self.modules["reduce_kernel"]
+        ends = torch.arange(2, device=self.device) * sums.numel()
+        total = torch.empty(1, dtype=torch.float64, device=self.device)
+        module.tensor_sums_kernel[(1, 1)](
+            sums,
+            sums.numel(),
+            ends,
+            torch.ones_like(ends),
+            total,
+            NUM_AHEAD=module.NUM_AHEAD,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+        return total[0]
+
     def _advance(
         self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
     ) -> None:
