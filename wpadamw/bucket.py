@@ -26,6 +26,7 @@ from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.gradients import GradientReader
 from wpadamw.ledger import Ledger
 from wpadamw.rules.rule import Row, Rule
+from wpadamw.tensors import Versions, versions
 from wpadamw.watch import Watch
 
 
@@ -89,8 +90,11 @@ class Bucket:
         self.ledger: Ledger | DeviceLedger = Ledger(rule, states)
         if counts_on_device:
             self.ledger = DeviceLedger(self.ledger, dense[0].device, self.kernels)
+        flats = [*self.tensors.state_flat, self.tensors.weight_flat]
+        self.flats = [flat for flat in flats if flat is not None]
         self.state_values = flat_state.absorb(params, states, self.tensors, self.ledger)
-        self.state_versions: list[int] | None = self._state_versions()
+        # Of the state that parameters got what they hold from; None: of another one.
+        self.state_versions: Versions | None = versions(self.flats)
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
             "predicted": [True] * len(params),
@@ -132,13 +136,15 @@ class Bucket:
         if self.ledger.refresh():
             self.state_versions = None
 
+    def quick_look(self) -> list[Gradients] | None:
+        """The gradients, if all else is as the last own write has left it; else, or if, None."""
+        is_settled = self.begun is None and not self.staged and self.can_recreate()
+        is_settled = is_settled and not self.ledger.is_written() and self.has_own_states()
+        return self.gradients.quick_look() if is_settled and self.watch.is_untouched() else None
+
     def can_recreate(self) -> bool:
         """Whether the state is that from which parameters got what they hold."""
-        return self.state_versions is not None and self.state_versions == self._state_versions()
-
-    def _state_versions(self) -> list[int]:
-        flats = [*self.tensors.state_flat, self.tensors.weight_flat]
-        return [flat._version for flat in flats if flat is not None]
+        return self.state_versions is not None and self.state_versions.are_of(self.flats)
 
     # What parameters hold.
 
@@ -234,7 +240,8 @@ class Bucket:
         elif completed != begun.completed:
             self.ledger.commit()
             self.held = begun.held
-        self.state_versions = []
+        if self.state_versions is None or self.kernels.raise_versions:
+            self.state_versions = versions(self.flats)
         self.finish_write(begun.where)
 
     def _settle_each(self, begun: _Write, done: list[bool]) -> None:
@@ -252,6 +259,4 @@ class Bucket:
         for i, staged in self.staged.items():
             layout.as_real(self.watch.locals[i].detach()).copy_(staged)
         clear_autocast_cache()
-        if self.state_versions is not None:
-            self.state_versions = self._state_versions()
         self.watch.note_write(where, self.kernels.raise_versions)

@@ -125,8 +125,8 @@ def has_saved_tensor_hooks() -> bool:
 def increment_version(tensors: Sequence[Tensor]) -> None:
     """Tells autograd that kernels wrote to the tensors."""
     try:
-        torch.autograd.graph.increment_version(tensors)
-    except (TypeError, RuntimeError):  # before torch 2.6 it takes one tensor
+        torch._C._increment_version(tensors)  # what torch.autograd.graph.increment_version calls
+    except (AttributeError, TypeError, RuntimeError):  # before torch 2.6 it takes one tensor
         for tensor in tensors:
             torch.autograd.graph.increment_version(tensor)
 

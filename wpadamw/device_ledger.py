@@ -30,6 +30,10 @@ class DeviceLedger:
             torch.zeros(2, num_params, dtype=torch.int32, device=device),
         )
 
+    def is_written(self) -> bool:
+        """Nothing is cached."""
+        return False
+
     def refresh(self) -> bool:
         """Nothing is cached."""
         return False

@@ -45,9 +45,14 @@ def holds(dicts: list[dict[Any, Any]], values: list[Any]) -> bool:
     return sum(map(len, dicts)) == len(values) and all_same(found, values)
 
 
-# Asked of every tensor of the state in every step: the extension's twin takes a tenth of the time.
+def are_same(left: list[Any], right: list[Any]) -> bool:
+    """Whether two lists hold the same objects."""
+    return len(left) == len(right) and all_same(left, right)
+
+
+# Asked of every parameter in every step: the extension's twins take a tenth of the time.
 with contextlib.suppress(ImportError):
-    from wpadamw._C import holds  # noqa: F401
+    from wpadamw._C import are_same, holds  # noqa: F401
 
 
 def allocate(

@@ -30,6 +30,14 @@ class GradientReader:
         self.are_complex = params[0].is_complex()
         self.are_sharded = any(map(layout.is_dtensor, params))
 
+    def quick_look(self) -> list[Gradients] | None:
+        """The same as `read` where no gradient must be looked at more closely; else None."""
+        if self.are_sharded or self.are_complex:
+            return None
+        grads = self.layouts.grads_of(self.params)
+        found = self.layouts.addresses_of(grads)
+        return None if found is None else self._of(grads, *found)
+
     def read(self) -> list[Gradients]:
         """The gradients of this moment, one entry per dtype; empty if there is none.
 
@@ -42,7 +50,15 @@ class GradientReader:
         found = None if self.are_complex else self.layouts.addresses_of(grads)
         if found is None:
             return self._fitted(grads)
-        addresses, has_grad, is_float32 = found
+        return self._of(grads, *found)
+
+    def _of(
+        self,
+        grads: list[Tensor | None],
+        addresses: list[int],
+        has_grad: list[bool] | None,
+        is_float32: bool,
+    ) -> list[Gradients]:
         if has_grad is not None and not any(has_grad):
             return []
         return [Gradients(torch.float32 if is_float32 else self.dtype, grads, addresses, has_grad)]

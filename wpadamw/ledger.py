@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wpadamw._backends.interface import Kind, Rows
 from wpadamw.rules.rule import Row, Rule
+from wpadamw.tensors import versions
 
 # The row ``prediction`` of a parameter's state: [kind, *Look].
 Record = tuple[float, ...]
@@ -86,9 +87,13 @@ class Ledger:
             return self.no_record
         return tuple(torch.as_tensor(values, dtype=torch.float64).tolist())
 
+    def is_written(self) -> bool:
+        """Whether somebody wrote to the tensors."""
+        return not self.versions.are_of(self.tensors)
+
     def refresh(self) -> bool:
         """Reads the tensors again if somebody wrote to them, and tells whether."""
-        is_changed = self.versions != (self.steps._version, self.predictions._version)
+        is_changed = self.is_written()
         if is_changed:
             self.numbers = self._read()
         return is_changed
@@ -231,7 +236,8 @@ class Ledger:
         return (float(Kind.made), *self.rule.scalars(hyper, count)[1])
 
     def _read(self) -> Numbers:
-        self.versions = (self.steps._version, self.predictions._version)
+        self.tensors = [self.steps, self.predictions]
+        self.versions = versions(self.tensors)
         counts = [int(count) for count in self.steps.tolist()]
         return Numbers(counts, [tuple(record) for record in self.predictions.tolist()])
 

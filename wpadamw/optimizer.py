@@ -16,6 +16,7 @@ from wpadamw.checks import (
     check_arguments,
     check_dtype,
     check_known,
+    check_mode,
     check_recoverable,
     check_unique,
     plain_numbers,
@@ -219,6 +220,12 @@ class WeightPrediction(Saving):
             raise
 
     def _prepare_group(self, group: Group, scaling: Scaling, started: list[Tensor]) -> GroupStep:
+        plan = self._plans.of(group)
+        if plan is not None:
+            check_mode(group)
+            grads = plan.quick_look(self._rule(group), self.state)
+            if grads is not None:
+                return GroupStep(plan, grads, scaling)
         plan = self._refreshed(group)
         if starting := plan.starting():
             started += starting

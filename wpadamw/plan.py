@@ -5,17 +5,17 @@ Rebuilt lazily whenever parameters, options or state tensors were replaced, so i
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
 from wpadamw import _backends, layout
+from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket
 from wpadamw.checks import Group, check_recoverable, check_running
 from wpadamw.compare import unexpected
-from wpadamw.flat_state import StateDict, all_same, holds
+from wpadamw.flat_state import StateDict, are_same, holds
 from wpadamw.rules.rule import Row, Rule
 
 AllStates = dict[Tensor, StateDict]  # opt.state
@@ -54,17 +54,24 @@ class GroupPlan:
             self.rule is rule
             and self.has_backup == group["backup"]
             and self.is_capturable == group["capturable"]
-            and len(self.params) == len(group["params"])
-            and all(map(operator.is_, self.params, group["params"]))
+            and are_same(self.params, group["params"])
         )
 
     def check(self) -> None:
         """Raises ValueError for hyper-parameters that a step could not take."""
         values = list(map(self.group.get, self.options))
-        if len(values) != len(self.checked) or not all_same(values, self.checked):
+        if not are_same(values, self.checked):
             check_running(self.group, self.options)
             check_recoverable(self.group, self.rule)
             self.checked = values
+
+    def quick_look(self, rule: Rule, state: AllStates) -> list[list[Gradients]] | None:
+        """Each bucket's gradients, if all else is as the last own write has left it; else None."""
+        served, mode = self.served, self.group["weights_are"]
+        if served.pending or not (self.fits(self.group, rule) and holds([state], served.states)):
+            return None
+        looks = [b.quick_look() if b.holds_all(mode) else None for b in served.buckets]
+        return None if None in looks else cast(list[list[Gradients]], looks)
 
     def refresh(self, state: AllStates) -> None:
         """Replaces buckets that no longer fit, and serves parameters that have state by now."""

@@ -17,8 +17,10 @@ from torch import Tensor
 from wpadamw import layout
 
 InC: Any = None
+VersionsInC: Any = None
 with contextlib.suppress(ImportError):
     from wpadamw._C import Layouts as InC
+    from wpadamw._C import Versions as VersionsInC
 
 # Addresses (0 for None), which tensors have a gradient (None: all), and whether the gradients are
 # float32 instead of the tensors' dtype.
@@ -100,3 +102,48 @@ def _is_plain(grad: Tensor, like: tuple[Any, ...]) -> bool:
         and layout.has_memory(grad)
         and layout.is_aligned(grad)
     )
+
+
+class Versions(Protocol):
+    """How often each tensor of a list had been written to when it was looked at."""
+
+    def are_of(self, tensors: list[Tensor]) -> bool:
+        """Whether none has been written to since then."""
+
+    def differing(self, tensors: list[Tensor]) -> list[int]:
+        """Indices of those that have been written to since then."""
+
+    def raise_all(self) -> None:
+        """To be called after one write to each of them."""
+
+    def doubt(self, i: int) -> None:
+        """Has one of them found to be written to."""
+
+
+def versions(tensors: list[Tensor]) -> Versions:
+    """The versions of tensors at this moment."""
+    return cast(Versions, (VersionsInC or PythonVersions)(tensors))
+
+
+class PythonVersions:
+    """The same as the extension's ``Versions``."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.known = [tensor._version for tensor in tensors]
+
+    def are_of(self, tensors: list[Tensor]) -> bool:
+        """Whether none has been written to since then."""
+        return [tensor._version for tensor in tensors] == self.known
+
+    def differing(self, tensors: list[Tensor]) -> list[int]:
+        """Indices of those that have been written to since then."""
+        pairs = enumerate(zip(tensors, self.known, strict=True))
+        return [i for i, (tensor, version) in pairs if tensor._version != version]
+
+    def raise_all(self) -> None:
+        """To be called after one write to each of them."""
+        self.known = [version + 1 for version in self.known]
+
+    def doubt(self, i: int) -> None:
+        """Has one of them found to be written to."""
+        self.known[i] = -1

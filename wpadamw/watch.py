@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import operator
+from typing import cast
 
 from torch import Tensor
 
 from wpadamw import layout
 from wpadamw.compat import increment_version
-from wpadamw.tensors import layouts
+from wpadamw.tensors import Versions, layouts, versions
 
 
 def _is_part(tensor: Tensor) -> bool:
@@ -25,7 +26,7 @@ class Watch:
         self.locals = [layout.local(param) for param in params]
         self.are_sharded = any(map(operator.is_not, self.locals, params))
         self.layouts = layouts(self.locals)
-        self.versions: list[int] | None = None  # None: an own write was interrupted
+        self.versions: Versions | None = None  # None: an own write was interrupted
         self.are_whole = not any(map(_is_part, self.locals))
         self.own()
 
@@ -40,26 +41,30 @@ class Watch:
 
     def own(self) -> None:
         """Takes the present values of the parameters for the optimizer's own."""
-        self.versions = [tensor._version for tensor in self.locals]
+        self.versions = versions(self.locals)
 
     def doubt(self, where: list[bool]) -> None:
         """Has parameters looked at as if just written to."""
-        versions = self.versions or [-1] * len(where)
-        pairs = zip(versions, where, strict=True)
-        self.versions = [-1 if chosen else version for version, chosen in pairs]
+        if self.versions is None:
+            self.own()
+            where = [True] * len(where)
+        for i in itertools.compress(range(len(where)), where):
+            cast(Versions, self.versions).doubt(i)
+
+    def is_untouched(self) -> bool:
+        """Whether nobody has moved parameters, or written to them, since the last own write."""
+        if self.versions is None or self.are_sharded:
+            return False
+        return self.layouts.are_of(self.locals) and self.versions.are_of(self.locals)
 
     def written(self, without_trace: bool) -> list[int]:
         """Indices of parameters that others wrote to since the last own write.
 
         After an interrupt nobody knows: all of them, or none ``without_trace``.
         """
-        versions = [tensor._version for tensor in self.locals]
-        if versions == self.versions:
-            return []
         if self.versions is None:
-            return [] if without_trace else list(range(len(versions)))
-        pairs = zip(versions, self.versions, strict=True)
-        return [i for i, (found, expected) in enumerate(pairs) if found != expected]
+            return [] if without_trace else list(range(len(self.locals)))
+        return self.versions.differing(self.locals)
 
     def note_write(self, where: list[bool] | None, are_raised: bool) -> None:
         """To be called after own writes to parameters (None: all): autograd hears of them.
@@ -68,10 +73,11 @@ class Watch:
             where: the parameters that were written.
             are_raised: whether writing has raised their versions already.
         """
-        versions, self.versions = self.versions, None
+        before, self.versions = self.versions, None
         increment_version(list(itertools.compress(self.locals, where)) if where else self.locals)
         # Where nobody else raises the counters they need not be read again.
-        if versions is None or where is not None or are_raised or not self.are_whole:
+        if before is None or where is not None or are_raised or not self.are_whole:
             self.own()
         else:
-            self.versions = [version + 1 for version in versions]
+            before.raise_all()
+            self.versions = before

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "checks.h"
 #include "dlpack.h"
 #include "made.h"
 
@@ -28,6 +29,63 @@ uintptr_t address_of(const dlpack::Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.data) + tensor.byte_offset;
 }
 
+py::object interned(const char* text) {
+  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text));
+}
+
+py::object attribute(py::handle object, const py::object& name) {
+  PyObject* value = PyObject_GetAttr(object.ptr(), name.ptr());
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+// How often each tensor of a list had been written to when it was looked at.
+class Versions {
+ public:
+  explicit Versions(const py::list& tensors) : name_(interned("_version")) {
+    for (const py::handle tensor : tensors) known_.push_back(version_of(tensor));
+  }
+
+  // Others than these have been written to since then.
+  std::vector<size_t> differing(const py::list& tensors) const {
+    check_size("tensors", tensors.size(), known_.size());
+    std::vector<size_t> found;
+    for (size_t i = 0; i < known_.size(); ++i) {
+      if (version_of(tensors[i]) != known_[i]) found.push_back(i);
+    }
+    return found;
+  }
+
+  bool are_of(const py::list& tensors) const {
+    if (tensors.size() != known_.size()) return false;
+    for (size_t i = 0; i < known_.size(); ++i) {
+      if (version_of(tensors[i]) != known_[i]) return false;
+    }
+    return true;
+  }
+
+  // After one write to each of them.
+  void raise() {
+    for (int64_t& version : known_) ++version;
+  }
+
+  // Has one of them found to be written to.
+  void doubt(size_t i) {
+    check_range("i", static_cast<int64_t>(i), 0, static_cast<int64_t>(known_.size()) - 1);
+    known_[i] = -1;
+  }
+
+ private:
+  int64_t version_of(py::handle tensor) const {
+    const int64_t version = PyLong_AsLongLong(attribute(tensor, name_).ptr());
+    if (version == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return version;
+  }
+
+  py::object name_;
+  std::vector<int64_t> known_;
+};
+
 // How a tensor lies in memory. The sizes and strides of all tensors lie one after the other: looked at
 // in every step, they should be found in few cache lines.
 struct Layout {
@@ -38,10 +96,6 @@ struct Layout {
   bool is_empty = false;
   size_t first = 0;  // of its sizes in the list of all, followed by its strides
 };
-
-py::object interned(const char* text) {
-  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text));
-}
 
 // The layouts of a list of tensors, as they were at construction.
 class Layouts {
@@ -100,9 +154,7 @@ class Layouts {
   py::list grads_of(const py::list& params) const {
     py::list grads(params.size());
     for (size_t i = 0; i < params.size(); ++i) {
-      PyObject* grad = PyObject_GetAttr(PyList_GET_ITEM(params.ptr(), i), grad_.ptr());
-      if (grad == nullptr) throw py::error_already_set();
-      PyList_SET_ITEM(grads.ptr(), i, grad);
+      PyList_SET_ITEM(grads.ptr(), i, attribute(params[i], grad_).release().ptr());
     }
     return grads;
   }
@@ -157,7 +209,10 @@ class Layouts {
     if (address_of(found) < kLeastAddress && !like.is_empty) return {};
     if (address_of(found) % (found.dtype.bits / 8) != 0) return {};
     // DLPack does not tell of numbers that wait to be negated.
-    if (!is_neg_(grad).is(py::bool_(false))) return {};
+    const auto is_neg = py::reinterpret_steal<py::object>(
+        PyObject_CallFunctionObjArgs(is_neg_.ptr(), grad.ptr(), nullptr));
+    if (!is_neg) throw py::error_already_set();
+    if (is_neg.ptr() != Py_False) return {};
     return found;
   }
 
@@ -168,6 +223,15 @@ class Layouts {
   std::vector<uintptr_t> addresses_;
   py::object addresses_list_;
 };
+
+// Whether two lists hold the same objects.
+bool are_same(const py::list& left, const py::list& right) {
+  if (left.size() != right.size()) return false;
+  for (size_t i = 0; i < left.size(); ++i) {
+    if (PyList_GET_ITEM(left.ptr(), i) != PyList_GET_ITEM(right.ptr(), i)) return false;
+  }
+  return true;
+}
 
 bool are_of(const py::object& self, const py::list& tensors) {
   return made<Layouts>(self).are_of(tensors);
@@ -181,6 +245,25 @@ py::list grads_of(const py::object& self, const py::list& params) {
   return made<Layouts>(self).grads_of(params);
 }
 
+std::vector<size_t> differing(const py::object& self, const py::list& tensors) {
+  return made<Versions>(self).differing(tensors);
+}
+
+bool have_not_changed(const py::object& self, const py::list& tensors) {
+  return made<Versions>(self).are_of(tensors);
+}
+
+void bind_versions(py::module_& m) {
+  auto versions = py::class_<Versions>(m, "Versions", py::module_local());
+  versions.def(py::init<const py::list&>(), py::arg("tensors"))
+      .def("differing", &differing, py::arg("tensors"))
+      .def("are_of", &have_not_changed, py::arg("tensors"))
+      .def("raise_all", [](const py::object& self) { made<Versions>(self).raise(); })
+      .def("doubt", [](const py::object& self, size_t i) { made<Versions>(self).doubt(i); },
+           py::arg("i"));
+  refuse_second_init<Versions>(versions);
+}
+
 }  // namespace
 
 void bind_tensors(py::module_& m) {
@@ -191,6 +274,8 @@ void bind_tensors(py::module_& m) {
       .def("addresses_of", &addresses_of, py::arg("grads"))
       .def("grads_of", &grads_of, py::arg("params"));
   refuse_second_init<Layouts>(layouts);
+  m.def("are_same", &are_same, py::arg("left"), py::arg("right"));
+  bind_versions(m);
 }
 
 }  // namespace wpadamw
