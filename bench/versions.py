@@ -1,9 +1,9 @@
-"""``make versions``: builds and tests with the oldest, a middle and the newest of what is promised.
+"""``python -m wpadamw.bench.versions``: builds and tests with the oldest, a middle and the newest of what is promised.
 
 Each combination of Python, torch, Triton and NumPy is one row: what passed, what failed, and what
 cannot be had here, with the reason. Environments are kept in ``build/versions``, one per Python and
 torch. pip decides where packages come from, so torch may bring gigabytes of CUDA. The rows go to
-``bench/results/MACHINE/versions.json``, which report.py makes tables of; ``--only TEXT`` runs again
+``bench/results/MACHINE/versions.json``, which `wpadamw.bench.report` makes tables of; ``--only TEXT`` runs again
 those whose name has the text, and keeps the others.
 """
 
@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import machine
 import torch
-from steps import PASSED, Outcome, Step, run
 
-ROOT = Path(__file__).resolve().parent.parent
+from . import ROOT, machine
+from .steps import PASSED, Outcome, Step, run
+
 ENVIRONMENTS = ROOT / "build" / "versions"
 
 
