@@ -35,7 +35,7 @@ class PlainPrediction:
 
     @torch.no_grad()
     def predict(self) -> list[Tensor]:
-        """p = w - lr*(m_hat/(sqrt(v_hat) + eps) + weight_decay*w); returns the true weights."""
+        """P = w - lr*(m_hat/(sqrt(v_hat) + eps) + weight_decay*w); returns the true weights."""
         if self.num_steps == 0:
             return []
         backups = [param.clone() for param in self.params]
@@ -62,20 +62,25 @@ class MasterWeights:
     """
 
     def __init__(self, params: list[Parameter], **options: Any) -> None:
-        self.params = params
-        self.masters = [Parameter(param.detach().float()) for param in params]
+        self.params: list[Tensor] = [*params]
+        self.masters: list[Tensor] = [Parameter(param.detach().float()) for param in params]
         for master in self.masters:
             master.grad = torch.empty_like(master)
-        self.grads = [master.grad for master in self.masters]
+        self.grads = [_gradient(master) for master in self.masters]
         self.optimizer = AdamW(self.masters, fused=True, **options)
         self.state = [self.masters, self.grads, self.optimizer.state]
 
     @torch.no_grad()
     def step(self) -> None:
         """Cast the gradients, step, cast the weights."""
-        torch._foreach_copy_(self.grads, [param.grad for param in self.params])
+        torch._foreach_copy_(self.grads, [_gradient(param) for param in self.params])
         self.optimizer.step()
         torch._foreach_copy_(self.params, self.masters)
+
+
+def _gradient(param: Tensor) -> Tensor:
+    assert param.grad is not None
+    return param.grad
 
 
 class Compiled:

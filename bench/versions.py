@@ -1,10 +1,11 @@
-"""``python -m wpadamw.bench.versions``: builds and tests with the oldest, a middle and the newest of what is promised.
+"""Builds and tests with the oldest, a middle and the newest of what is promised.
 
-Each combination of Python, torch, Triton and NumPy is one row: what passed, what failed, and what
-cannot be had here, with the reason. Environments are kept in ``build/versions``, one per Python and
-torch. pip decides where packages come from, so torch may bring gigabytes of CUDA. The rows go to
-``bench/results/MACHINE/versions.json``, which `wpadamw.bench.report` makes tables of; ``--only TEXT`` runs again
-those whose name has the text, and keeps the others.
+``python -m wpadamw.bench.versions``, in a checkout. Each combination of Python, torch, Triton and
+NumPy is one row: what passed, what failed, and what cannot be had here, with the reason.
+Environments are kept in ``build/versions``, one per Python and torch. pip decides where packages
+come from, so torch may bring gigabytes of CUDA. The rows go to
+``bench/results/MACHINE/versions.json``, which `wpadamw.bench.report` makes tables of; ``--only
+TEXT`` runs again those whose name has the text, and keeps the others.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import ROOT, machine
-from .steps import PASSED, Outcome, Step, run
+from . import RESULTS, ROOT, machine
+from .steps import NOT_AVAILABLE, PASSED, Outcome, Step, run
 
 ENVIRONMENTS = ROOT / "build" / "versions"
 
@@ -66,7 +67,6 @@ TESTS = {
 }
 # Steps that do not work where an interpreter or a wheel cannot be had.
 SUPPLIES = ("environment", "packages", "triton")
-NOT_AVAILABLE = "not available"
 # By its file: `import wpadamw` needs torch.
 LOAD_EXTENSION = """
 import importlib.util, sysconfig
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="run the combinations whose name has this")
     only = parser.parse_args(arguments).only
     about = machine.facts(torch.device("cpu"))
-    path = ROOT / "bench" / "results" / machine.machine_slug(about) / "versions.json"
+    path = RESULTS / machine.machine_slug(about) / "versions.json"
     rows = known_rows(path)
     chosen = [combination for combination in COMBINATIONS if only in combination.name]
     for combination in chosen:

@@ -44,17 +44,22 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _kernel(row: dict[str, str]) -> dict[str, Any]:
     read, written, duration_ns = (_number(row.get(key)) for key in (READ, WRITTEN, DURATION))
-    is_timed = read is not None and written is not None and duration_ns
     return {
         "name": row["Kernel Name"],
         "duration_us": None if duration_ns is None else duration_ns / 1e3,
         "bytes_read": read,
         "bytes_written": written,
-        "gb_per_s": (read + written) / duration_ns if is_timed else None,
+        "gb_per_s": _gb_per_s(read, written, duration_ns),
         "occupancy_percent": _number(row.get(OCCUPANCY)),
         "registers": _number(row.get(REGISTERS)),
         "stalls": _stalls(row),
     }
+
+
+def _gb_per_s(read: float | None, written: float | None, duration_ns: float | None) -> float | None:
+    if read is None or written is None or not duration_ns:
+        return None
+    return (read + written) / duration_ns
 
 
 def _number(text: str | None) -> float | None:

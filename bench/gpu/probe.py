@@ -103,11 +103,12 @@ def _marked(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
+    profiler: Any = torch.cuda.profiler
     torch.cuda.synchronize()
-    torch.cuda.profiler.start()
+    profiler.start()
     yield
     torch.cuda.synchronize()
-    torch.cuda.profiler.stop()
+    profiler.stop()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """``python -m bench.gpu FOLDER``: builds, tests, checks and measures on a machine with a CUDA GPU.
 
 Under nine minutes, without a network or a virtual environment, in the root of a checkout that is
-not built yet (``make gpu OUT=FOLDER``): it works with the Python that runs it, which must have torch, triton, pytest, pytest-benchmark, hypothesis, pybind11, setuptools, cmake
-and ninja. What is missing can be carried in a folder that PYTHONPATH names, filled beforehand with
-``pip install --target``. nvcc, compute-sanitizer and ncu are looked for where CUDA puts them.
+not built yet (``make gpu OUT=FOLDER``): it works with the Python that runs it, which must have
+torch, triton, pytest, pytest-benchmark, hypothesis, pybind11, setuptools, cmake and ninja. What is
+missing can be carried in a folder that PYTHONPATH names, filled beforehand with ``pip install
+--target``. nvcc, compute-sanitizer and ncu are looked for where CUDA puts them.
 
 Left in the folder: ``summary.txt``, ``gpu.json`` (the steps, the tests, the kernels under ncu),
 ``cuda.json`` (the benchmarks; a copy in ``bench/results/MACHINE`` is what the documents show),
@@ -178,7 +179,8 @@ def read_benchmarks(out: Path) -> dict[str, Any]:
     """The tables, also of a run that failed; {} without any."""
     for name in ("cuda.json", "cuda.failed.json"):
         if (out / name).exists():
-            return json.loads((out / name).read_text())
+            found: dict[str, Any] = json.loads((out / name).read_text())
+            return found
     return {}
 
 

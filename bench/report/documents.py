@@ -1,8 +1,8 @@
 """Writes what was measured into README.md and docs: tables between markers, and plots.
 
-``python -m wpadamw.bench.report`` fills what stands between ``bench:begin`` and ``bench:end`` and draws the
-plots that the documents show, both from ``bench/results``. ``--check`` only looks: it exits with 1
-if a file would change, or if there is nothing to write.
+``python -m wpadamw.bench.report`` fills what stands between ``bench:begin`` and ``bench:end`` and
+draws the plots that the documents show, both from ``bench/results``. ``--check`` only looks: it
+exits with 1 if a file would change, or if there is nothing to write.
 """
 
 from __future__ import annotations

@@ -49,7 +49,11 @@ def _draw_panel(axes: Any, panel: dict[str, Any]) -> None:
     axes.plot(ends, [copy_ms * end / copied for end in ends], color="black", label=COPY)
     for i, (name, (moved, time_ms)) in enumerate(panel["points"].items()):
         is_known = moved is not None
-        style = {"marker": MARKERS[i % len(MARKERS)], "color": f"C{i % 10}", "linestyle": "none"}
+        style: dict[str, Any] = {
+            "marker": MARKERS[i % len(MARKERS)],
+            "color": f"C{i % 10}",
+            "linestyle": "none",
+        }
         style |= {"fillstyle": "full" if is_known else "none", "alpha": 0.8}
         axes.plot(moved or copied, time_ms, label=name if is_known else f"{name} *", **style)
     axes.set(xscale="log", yscale="log", title=panel["title"], ylabel="median of a step, ms")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..steps import NOT_AVAILABLE, PASSED
 from .markup import Results, machine, markdown
 
 NAMES = {"python": "Python", "torch": "torch", "triton": "Triton", "numpy": "NumPy"}
@@ -24,7 +25,7 @@ def passed(row: Row) -> bool:
     """Whether every step was run and passed."""
     steps = row["steps"]
     wanted = {name for names in COLUMNS.values() for name in names}
-    return wanted <= steps.keys() and all(step["verdict"] == "passed" for step in steps.values())
+    return wanted <= steps.keys() and all(step["verdict"] == PASSED for step in steps.values())
 
 
 def promised(all_results: Sequence[Results]) -> str:
@@ -59,18 +60,18 @@ def _machine_table(results: Results) -> str:
 def _cells(row: Row) -> Iterator[str]:
     for names in COLUMNS.values():
         steps = [row["steps"][name] for name in names if name in row["steps"]]
-        bad = [step for step in steps if step["verdict"] != "passed"]
+        bad = [step for step in steps if step["verdict"] != PASSED]
         if bad:
             yield _unsuccessful(bad[0])
         elif len(steps) < len(names):
             yield "not run"
         else:
-            yield steps[-1].get("tests", "passed")
+            yield steps[-1].get("tests", PASSED)
 
 
 def _unsuccessful(step: dict[str, Any]) -> str:
-    if step["verdict"] == "not available":
-        return step["verdict"]
+    if step["verdict"] == NOT_AVAILABLE:
+        return NOT_AVAILABLE
     return f"**{step.get('tests', 'failed')}**"
 
 
@@ -80,7 +81,7 @@ def _reasons(row: Row) -> Iterator[str]:
     if "why" in row:
         yield f"{name}: {row['why']}."
     for step, found in row["steps"].items():
-        if found["verdict"] != "passed":
+        if found["verdict"] != PASSED:
             yield f"{name}, {step}: {found['verdict']}: `{found['why']}`"
 
 

@@ -8,7 +8,6 @@ from wpadamw.bench.registry import FOREACH
 from wpadamw.bench.speed.entry import entrants_on
 from wpadamw.bench.speed.shapes import DTYPES, Shape
 
-
 WHAT = {"fp32": "float32 parameters", "bf16": "bfloat16 parameters, float32 master weights"}
 
 

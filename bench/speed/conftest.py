@@ -158,7 +158,7 @@ def hold(benchmark, progress):
 
 @pytest.fixture
 def race(benchmark, hold, scale):
-    """Time optimizers over a shape and leave the table in the record; the first is the reference."""
+    """Time optimizers over a shape and record the table; the first is the reference."""
 
     def run(name, title, those, shape, rounds, *, is_rotated=True, max_s=math.inf, **options):
         cache = cache_bytes(shape.device) if scale.cache_bytes is None else scale.cache_bytes

@@ -57,6 +57,7 @@ def footprint_bytes(num_entrants: int, shape: Shape) -> int:
 def renew_gradients(params: Iterable[Parameter]) -> None:
     """Give every parameter a gradient at a new place, as ``zero_grad`` and backward do."""
     for param in params:
+        assert param.grad is not None
         param.grad = param.grad.clone()
 
 

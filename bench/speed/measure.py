@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -82,6 +83,7 @@ class Race:
             self.contestants[name], self.samples[name] = contestant, []
 
     def __call__(self) -> None:
+        """Run every contestant once."""
         order = list(self.contestants)
         shift = self.num_rounds // 2 % max(len(order), 1)
         order = order[shift:] + order[:shift]
@@ -129,7 +131,7 @@ def device_timer(device: torch.device) -> Timer:
 
 def host_time_ms(run: Callable[[], object]) -> float:
     """Time until ``run`` returns; on a GPU its kernels may be under way still."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
     start = time.perf_counter()
     run()
@@ -138,13 +140,14 @@ def host_time_ms(run: Callable[[], object]) -> float:
 
 def cuda_time_ms(run: Callable[[], object]) -> float:
     """Time between two events around ``run``; short work counts the host's part of it too."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    event: Any = torch.cuda.Event
+    start, end = (event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
     run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    return float(start.elapsed_time(end))
 
 
 # From samples to a table.

@@ -1,6 +1,7 @@
-"""Prints as JSON what optimizers hold and take: ``python -m wpadamw.bench.speed.memory_probe NUMEL DEVICE``.
+"""Prints as JSON what optimizers hold and take.
 
-A process of its own: what others allocated and freed would hide in the peak.
+``python -m wpadamw.bench.speed.memory_probe NUMEL DEVICE``, a process of its own: what others
+allocated and freed would hide in the peak.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ from .progress import progress_bar, watch
 
 SUITES_FOLDER = Path(__file__).resolve().parent
 # Each in a process of its own, as peers change theirs; last what matters least.
-SUITES = ("bench_step.py", "bench_small_tensors.py", "bench_model.py", "bench_memory.py")
-SUITES += ("bench_peers.py",)
+SUITES = (
+    *("bench_step.py", "bench_small_tensors.py", "bench_model.py", "bench_memory.py"),
+    "bench_peers.py",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 def peer_versions() -> dict[str, str]:
     """Of the packages of peers that are installed."""
-    packages = {peer.package for peer in registry.entrants("peers").values()} - {None}
-    found = {package: machine.version(package) for package in sorted(packages)}
+    peers = registry.entrants("peers").values()
+    found = {peer.package: machine.version(peer.package) for peer in peers if peer.package}
     return {package: version for package, version in found.items() if version is not None}
 
 
