@@ -150,6 +150,14 @@ def test_an_unknown_device_is_refused(capsys):
     assert "--device: must be a device torch can use here, got 'abacus'" in capsys.readouterr().err
 
 
+def test_only_a_checkout_keeps_results(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--quick", "--keep"])
+    assert stop.value.code == 2
+    assert "--keep needs a checkout" in capsys.readouterr().err
+
+
 def test_bench_names_the_extra_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "pytest_benchmark", None)
     with pytest.raises(SystemExit) as stop:

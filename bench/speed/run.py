@@ -15,7 +15,7 @@ from typing import Any
 from .. import RESULTS, machine, registry
 from ..report import plots, roofline, speed_tables
 from ..report.markup import Results
-from ..usage import optional_module, output_directory, usable_device
+from ..usage import UsageError, optional_module, output_directory, usable_device
 from .progress import progress_bar, watch
 
 SUITES_FOLDER = Path(__file__).resolve().parent
@@ -32,13 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", type=usable_device, default="cpu", help="torch device (%(default)s)")
     add("--quick", action="store_true", help="tiny sizes: numbers without meaning, in a minute")
     add("--out", type=Path, metavar="DIR", default=Path("runs/bench"), help="(%(default)s)")
-    add("--keep", action="store_true", help="unless --quick: write to bench/results/MACHINE")
+    add(
+        "--keep", action="store_true", help="unless --quick: to bench/results/MACHINE of a checkout"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, print."""
     for package in ("pytest", "pytest_benchmark"):
         optional_module(package, "bench")
+    if args.keep and not RESULTS.is_dir():
+        raise UsageError(f"--keep needs a checkout, whose {RESULTS} is a directory")
     # Before the measurement: files that it writes are not changes to what is measured.
     facts = {**machine.facts(args.device), "peers": peer_versions()}
     results = {"facts": facts, "quick": args.quick, "tables": {}}
