@@ -166,7 +166,9 @@ def write(path: Path, about: dict[str, Any], rows: dict[Combination, dict[str, A
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the combinations; 1 if a build or a test failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m wpadamw.bench.versions", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--only", default="", help="run the combinations whose name has this")
     only = parser.parse_args(arguments).only
     about = machine.facts(torch.device("cpu"))

@@ -247,6 +247,13 @@ def test_no_entrant_holds_more_memory_than_it_says(part):
         assert held <= entrant.held_bytes * shape.total * 1.1  # and padding
 
 
+def test_every_optimizer_of_the_package_takes_part_everywhere():
+    classes = {name for name in wpadamw.__all__ if isinstance(getattr(wpadamw, name), type)}
+    for part in ("fp32", "study", "train"):
+        factories = {entrant.factory for entrant in registry.entrants(part).values()}
+        assert {f"wpadamw:{name}" for name in classes} <= factories
+
+
 def test_names_are_unique_within_a_part():
     for part in {part for entrant in registry.ENTRANTS for part in entrant.parts}:
         names = [entrant.name for entrant in registry.ENTRANTS if part in entrant.parts]

@@ -45,7 +45,7 @@ NUM_SHOWN_TESTS = 30
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all steps; 1 if one that matters failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for the results")
     out = parser.parse_args(arguments).out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -136,13 +136,14 @@ def _drawer(plot: Plot, path: Path, source: object) -> Callable[[], object]:
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Write or check; what is wrong goes to stderr."""
-    parser = argparse.ArgumentParser(description="Write what was measured into the documents.")
+    summary = "Write what was measured into the documents."
+    parser = argparse.ArgumentParser("python -m wpadamw.bench.report", description=summary)
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if it would")
     is_check = parser.parse_args(arguments).check
     try:
         stale = {**stale_tables(root), **stale_plots(root)}
     except ReportError as error:
-        print(f"wpadamw.bench.report: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     for path, write in stale.items():
         print(f"{'out of date' if is_check else 'written'}: {path.relative_to(root)}")

@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", type=usable_device, default="cpu", help="torch device (%(default)s)")
     add("--quick", action="store_true", help="tiny sizes: numbers without meaning, in a minute")
     add("--out", type=Path, metavar="DIR", default=Path("runs/bench"), help="(%(default)s)")
-    add(
-        "--keep", action="store_true", help="unless --quick: to bench/results/MACHINE of a checkout"
-    )
+    add("--keep", action="store_true", help="in bench/results/MACHINE, unless --quick")
 
 
 def run(args: argparse.Namespace) -> int:
