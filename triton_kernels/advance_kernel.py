@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from wpadamw.triton_kernels.step_scalars import moves_nothing, store_step_scalars
 
 BLOCK_SIZE = 128

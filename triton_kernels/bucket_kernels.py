@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from wpadamw.triton_kernels import rules
 
 CHUNK_COLUMNS = tl.constexpr(4)
