@@ -1,5 +1,5 @@
 # `make train` runs the main job, `make test` the tests; both build what they need on first use.
-# `make gpu` needs a CUDA GPU, and works with the Python that is there (see bench/gpu.py).
+# `make gpu` needs a CUDA GPU, and works with the Python that is there (see bench/gpu/run.py).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,19 +22,19 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED_BENCH)
-	$(BIN)/python bench/run.py $(ARGS)
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m wpadamw bench --keep $(ARGS)
+	$(BIN)/python -m wpadamw.bench.report
 
 study: $(INSTALLED)
 	$(BIN)/python -m wpadamw study --out $(or $(OUT),runs/study) $(ARGS)
 
 versions: $(INSTALLED)
-	$(BIN)/python bench/versions.py $(ARGS)
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m wpadamw.bench.versions $(ARGS)
+	$(BIN)/python -m wpadamw.bench.report
 
 gpu: PYTHON = python3
 gpu:
-	$(PYTHON) bench/gpu.py $(or $(OUT),runs/gpu)
+	$(PYTHON) -m bench.gpu $(or $(OUT),runs/gpu)
 
 # torch is pinned here, for reproducible tests; the package itself takes any torch >= 2.4.
 $(INSTALLED): $(SOURCES)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import rounded
 
 import wpadamw
 
-ROOT = Path(__file__).resolve().parent.parent
+from . import ROOT
+from .report.markup import rounded
+
 # A guess for systems that do not tell: more than most have, so that rotation leaves it.
 UNKNOWN_CACHE_BYTES = 2**26
 

@@ -17,7 +17,7 @@ from typing import IO
 GRACE_S = 5.0
 MAX_OUTPUT_BYTES = 2**21
 
-PASSED, OUT_OF_TIME = "passed", "out of time"
+PASSED, OUT_OF_TIME, NOT_AVAILABLE = "passed", "out of time", "not available"
 
 
 @dataclass(frozen=True)

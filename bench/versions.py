@@ -1,10 +1,11 @@
-"""``make versions``: builds and tests with the oldest, a middle and the newest of what is promised.
+"""Builds and tests with the oldest, a middle and the newest of what is promised.
 
-Each combination of Python, torch, Triton and NumPy is one row: what passed, what failed, and what
-cannot be had here, with the reason. Environments are kept in ``build/versions``, one per Python and
-torch. pip decides where packages come from, so torch may bring gigabytes of CUDA. The rows go to
-``bench/results/MACHINE/versions.json``, which report.py makes tables of; ``--only TEXT`` runs again
-those whose name has the text, and keeps the others.
+``python -m wpadamw.bench.versions``, in a checkout. Each combination of Python, torch, Triton and
+NumPy is one row: what passed, what failed, and what cannot be had here, with the reason.
+Environments are kept in ``build/versions``, one per Python and torch. pip decides where packages
+come from, so torch may bring gigabytes of CUDA. The rows go to
+``bench/results/MACHINE/versions.json``, which `wpadamw.bench.report` makes tables of; ``--only
+TEXT`` runs again those whose name has the text, and keeps the others.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import machine
 import torch
-from steps import PASSED, Outcome, Step, run
 
-ROOT = Path(__file__).resolve().parent.parent
+from . import RESULTS, ROOT, machine
+from .steps import NOT_AVAILABLE, PASSED, Outcome, Step, run
+
 ENVIRONMENTS = ROOT / "build" / "versions"
 
 
@@ -66,7 +67,6 @@ TESTS = {
 }
 # Steps that do not work where an interpreter or a wheel cannot be had.
 SUPPLIES = ("environment", "packages", "triton")
-NOT_AVAILABLE = "not available"
 # By its file: `import wpadamw` needs torch.
 LOAD_EXTENSION = """
 import importlib.util, sysconfig
@@ -166,11 +166,13 @@ def write(path: Path, about: dict[str, Any], rows: dict[Combination, dict[str, A
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the combinations; 1 if a build or a test failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m wpadamw.bench.versions", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--only", default="", help="run the combinations whose name has this")
     only = parser.parse_args(arguments).only
     about = machine.facts(torch.device("cpu"))
-    path = ROOT / "bench" / "results" / machine.machine_slug(about) / "versions.json"
+    path = RESULTS / machine.machine_slug(about) / "versions.json"
     rows = known_rows(path)
     chosen = [combination for combination in COMBINATIONS if only in combination.name]
     for combination in chosen:

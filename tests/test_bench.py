@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -15,15 +14,12 @@ import pytest
 import torch
 
 import wpadamw
+from wpadamw.bench import RESULTS, registry
+from wpadamw.bench.registry import FUSED, OURS, PLAIN
+from wpadamw.bench.report import speed_tables
+from wpadamw.bench.speed import entry, memory_probe, run, shapes
 from wpadamw.cli import main
 
-ROOT = Path(__file__).parent.parent
-BENCH = ROOT / "bench"
-sys.path.insert(0, str(BENCH))
-contestants, entrants, names, peers, run, shapes, speed_tables = map(
-    importlib.import_module,
-    ("contestants", "entrants", "names", "peers", "run", "shapes", "speed_tables"),
-)
 CPU = torch.device("cpu")
 TABLES = (
     *("large_fp32", "large_bf16", "huge_fp32", "small_fp32", "small_fp32_rotated"),
@@ -76,17 +72,17 @@ def test_quick_run_fills_every_table(quick_results):
     assert facts["cores"] >= 1
     assert facts["device"] == "cpu"
     assert facts["cache_mib"] > 0
-    assert facts["peers"] == peers.versions()
+    assert facts["peers"] == run.peer_versions()
 
 
 @pytest.mark.parametrize(
     "name", ["large_fp32", "large_bf16", "small_fp32", "many_new", "vit_fp32", "peers_fp32"]
 )
-def test_quick_run_times_every_contestant(quick_results, name):
+def test_quick_run_times_every_entrant(quick_results, name):
     rows = quick_results["tables"][name]["rows"]
     reference = next(iter(rows.values()))
-    assert {names.OURS, names.COPY, names.IN_PLACE} < set(rows)
-    assert reference["ratio"] == rows[names.COPY]["share_of_copy"] == 1
+    assert {OURS, registry.COPY, registry.IN_PLACE} < set(rows)
+    assert reference["ratio"] == rows[registry.COPY]["share_of_copy"] == 1
     for row in rows.values():
         if "why" in row:
             continue
@@ -100,7 +96,7 @@ def test_quick_run_times_every_contestant(quick_results, name):
 
 def test_quick_run_times_the_parts_of_a_step(quick_results):
     rows = quick_results["tables"]["many_parts"]["rows"]
-    assert next(iter(rows)) == names.OURS
+    assert next(iter(rows)) == OURS
     assert len(rows) == 5
     assert all(row["n"] == 3 and row["median_ms"] > 0 for row in rows.values())
 
@@ -108,12 +104,12 @@ def test_quick_run_times_the_parts_of_a_step(quick_results):
 def test_quick_run_counts_bytes_of_state_and_peak(quick_results):
     rows = quick_results["tables"]["memory"]["rows"]
     state = {name: row["state_bytes"] for name, row in rows.items()}
-    assert state[f"{names.FUSED}, float32"] == pytest.approx(8, abs=0.01)
-    assert state[f"{names.OURS_WITHOUT_BACKUP}, float32"] == pytest.approx(8, abs=0.01)
+    assert state[f"{FUSED}, float32"] == pytest.approx(8, abs=0.01)
+    assert state[f"{registry.OURS_WITHOUT_BACKUP}, float32"] == pytest.approx(8, abs=0.01)
     for dtype in ("float32", "bfloat16"):
-        assert state[f"{names.OURS}, {dtype}"] == pytest.approx(12, abs=0.01)
-    peak = rows[f"{names.OURS}, float32"]["peak_extra_bytes"]
-    assert peak is None or peak < 1 < rows[f"{names.PLAIN}, float32"]["peak_extra_bytes"]
+        assert state[f"{OURS}, {dtype}"] == pytest.approx(12, abs=0.01)
+    peak = rows[f"{OURS}, float32"]["peak_extra_bytes"]
+    assert peak is None or peak < 1 < rows[f"{PLAIN}, float32"]["peak_extra_bytes"]
 
 
 def test_quick_run_measures_every_figure_that_has_a_target(quick_results):
@@ -124,13 +120,13 @@ def test_quick_run_measures_every_figure_that_has_a_target(quick_results):
 
 
 def test_quick_run_tells_of_every_peer_what_it_takes_or_why_not(quick_results):
-    wanted = {kind.name for kind in peers.kinds()}
+    wanted = {*registry.entrants("peers")}
     for name in ("peers_fp32", "peers_many"):
         rows = quick_results["tables"][name]["rows"]
         assert wanted < set(rows)
         assert all(("why" in row) != ("median_ms" in row) for row in rows.values())
-        assert rows[names.COMPILED]["why"]
-        assert rows[names.FOR_LOOP]["median_ms"] > 0
+        assert rows[registry.COMPILED]["why"]
+        assert rows[registry.FOR_LOOP]["median_ms"] > 0
 
 
 def test_quick_run_rotates_small_inputs_unless_they_are_to_stay_in_the_cache(quick_results):
@@ -147,12 +143,19 @@ def test_quick_run_steps_over_models(quick_results):
         assert quick_results["tables"][name]["title"].startswith(start)
 
 
-@pytest.mark.parametrize("script", [["-m", "wpadamw", "bench"], [str(BENCH / "run.py")]])
-def test_an_unknown_device_is_refused(script):
-    command = [sys.executable, *script, "--quick", "--device", "abacus"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--device: must be a device torch can use here, got 'abacus'" in done.stderr
+def test_an_unknown_device_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--quick", "--device", "abacus"])
+    assert stop.value.code == 2
+    assert "--device: must be a device torch can use here, got 'abacus'" in capsys.readouterr().err
+
+
+def test_only_a_checkout_keeps_results(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--quick", "--keep"])
+    assert stop.value.code == 2
+    assert "--keep needs a checkout" in capsys.readouterr().err
 
 
 def test_bench_names_the_extra_to_install(monkeypatch, tmp_path, capsys):
@@ -176,23 +179,20 @@ def test_models_have_their_known_numbers_of_tensors_and_parameters():
     assert gpt2[:2] == ((50257, 768), (1024, 768))
 
 
-# Contestants.
+# Entrants.
 
 
-def trained(kind, dtype=torch.float32):
+def trained(part, name):
     torch.manual_seed(0)
-    params = shapes.Shape.equal(2, 100, dtype, CPU).parameters()
-    optimizer = kind.build(params)
+    params = shapes.Shape.equal(2, 100, shapes.DTYPES[part], CPU).parameters()
+    optimizer = registry.entrants(part, f"{part} cuda")[name].build(params)
     for _ in range(3):
         optimizer.step()
     return params, optimizer
 
 
 def test_plain_prediction_predicts_what_wpadamw_predicts():
-    plain, ours = (
-        trained(next(kind for kind in contestants.FP32 if kind.name == name))
-        for name in (names.PLAIN, names.OURS)
-    )
+    plain, ours = (trained("fp32", name) for name in (PLAIN, OURS))
     assert ours[1].weights_are == "predicted"
     backups = plain[1].predict()
     torch.testing.assert_close(plain[0], ours[0])
@@ -202,7 +202,7 @@ def test_plain_prediction_predicts_what_wpadamw_predicts():
 
 
 def test_master_weights_train_like_wpadamw_on_bfloat16():
-    masters, ours = (trained(kind, torch.bfloat16) for kind in contestants.BF16)
+    masters, ours = (trained("bf16", name) for name in registry.entrants("bf16"))
     weights = [ours[1].state[param]["weight"] for param in ours[0]]
     torch.testing.assert_close([m.detach() for m in masters[1].masters], weights)
     ours[1].restore()
@@ -210,44 +210,55 @@ def test_master_weights_train_like_wpadamw_on_bfloat16():
 
 
 def test_a_scaled_step_is_a_plain_one():
-    scaled, ours = (
-        trained(contestants.Kind(name, build, None))
-        for name, build in (("scaled", contestants.Scaled), ("ours", contestants.FP32[1].build))
-    )
+    scaled, ours = (trained("fp32", name) for name in (registry.SCALED, OURS))
     assert all(map(torch.equal, scaled[0], ours[0]))
 
 
-def test_contestants_on_a_gpu_are_both_backends_with_and_without_backup(monkeypatch):
+def test_entrants_on_a_gpu_are_both_backends_with_and_without_backup(monkeypatch):
     device = torch.device("cuda")
     monkeypatch.setattr(wpadamw, "backends", lambda: {"cuda": {"triton": None}})
-    kinds = [kind.name for kind in contestants.fp32_kinds(device)]
-    assert kinds[0] == names.FUSED
-    ours = {names.OURS, names.OURS_WITHOUT_BACKUP, names.TRITON, names.TRITON_WITHOUT_BACKUP}
-    assert ours | {names.PLAIN, names.FOREACH, names.SCALED, names.REPLAYED} < set(kinds)
-    assert names.TRITON in [kind.name for kind in contestants.bf16_kinds(device)]
+    found = [entrant.name for entrant in entry.entrants_on(device, "fp32")]
+    assert found[0] == FUSED
+    ours = {OURS, registry.OURS_WITHOUT_BACKUP, registry.TRITON, registry.TRITON_WITHOUT_BACKUP}
+    assert ours | {PLAIN, registry.FOREACH, registry.SCALED, registry.REPLAYED} < set(found)
+    assert registry.TRITON in [entrant.name for entrant in entry.entrants_on(device, "bf16")]
 
 
 @pytest.mark.parametrize("why_not", ["too old", None])
-def test_without_triton_its_contestants_are_left_out_with_the_reason(why_not, monkeypatch):
+def test_without_triton_its_entrants_are_left_out_with_the_reason(why_not, monkeypatch):
     device = torch.device("cuda")
     monkeypatch.setattr(wpadamw, "backends", lambda: {"cuda": {"triton": why_not}})
-    kinds = [*contestants.fp32_kinds(device), *contestants.bf16_kinds(device)]
-    reasons = {kind.name: kind.why_not for kind in kinds if kind.why_not}
-    expected = {names.TRITON: why_not, names.TRITON_WITHOUT_BACKUP: why_not} if why_not else {}
+    found = [entrant for part in shapes.DTYPES for entrant in entry.entrants_on(device, part)]
+    reasons = {entrant.name: entrant.missing for entrant in found if entrant.missing}
+    expected = (
+        {registry.TRITON: why_not, registry.TRITON_WITHOUT_BACKUP: why_not} if why_not else {}
+    )
     assert reasons == expected
 
 
-@pytest.mark.parametrize(
-    ("kinds", "dtype"), [(contestants.FP32, torch.float32), (contestants.BF16, torch.bfloat16)]
-)
-def test_no_kind_holds_more_memory_than_it_says(kinds, dtype):
-    shape = shapes.Shape.equal(1, 1000, dtype, CPU)
-    for kind in kinds:
+@pytest.mark.parametrize("part", shapes.DTYPES)
+def test_no_entrant_holds_more_memory_than_it_says(part):
+    shape = shapes.Shape.equal(1, 1000, shapes.DTYPES[part], CPU)
+    for entrant in registry.entrants(part).values():
         params = shape.parameters()
-        optimizer = kind.build(params)
+        optimizer = entrant.build(params)
         optimizer.step()
-        held = contestants.storage_bytes([optimizer.state, params, [p.grad for p in params]])
-        assert held <= kind.held_bytes * shape.total * 1.1  # and padding
+        held = memory_probe.storage_bytes([optimizer.state, params, [p.grad for p in params]])
+        assert held <= entrant.held_bytes * shape.total * 1.1  # and padding
+
+
+def test_every_optimizer_of_the_package_takes_part_everywhere():
+    classes = {name for name in wpadamw.__all__ if isinstance(getattr(wpadamw, name), type)}
+    for part in ("fp32", "study", "train"):
+        factories = {entrant.factory for entrant in registry.entrants(part).values()}
+        assert {f"wpadamw:{name}" for name in classes} <= factories
+
+
+def test_names_are_unique_within_a_part():
+    for part in {part for entrant in registry.ENTRANTS for part in entrant.parts}:
+        names = [entrant.name for entrant in registry.ENTRANTS if part in entrant.parts]
+        assert len(names) == len(set(names))
+        assert names == [*registry.entrants(part)]
 
 
 def test_tables_survive_a_run_that_failed(tmp_path):
@@ -259,15 +270,23 @@ def test_tables_survive_a_run_that_failed(tmp_path):
 
 
 def test_results_of_a_run_that_failed_have_a_name_of_their_own():
-    args = argparse.Namespace(quick=False, out=Path("out"), device=torch.device("cuda"))
-    found = run.result_paths(args, {"gpu": "G"})
+    options = {"quick": False, "keep": False, "out": Path("out"), "device": torch.device("cuda")}
+    found = run.result_paths(argparse.Namespace(**options), {"gpu": "G"})
     assert found == (Path("out/cuda.json"), Path("out/cuda.failed.json"))
+
+
+@pytest.mark.parametrize(
+    ("is_quick", "folder"), [(False, RESULTS / "example-9"), (True, Path("out"))]
+)
+def test_results_of_a_full_run_alone_are_kept(is_quick, folder):
+    options = {"quick": is_quick, "keep": True, "out": Path("out"), "device": CPU}
+    assert run.result_paths(argparse.Namespace(**options), {"gpu": "Example 9"})[0].parent == folder
 
 
 def test_renewed_gradients_are_equal_and_elsewhere():
     params = shapes.Shape.equal(2, 100, torch.float32, CPU).parameters()
     before = [param.grad for param in params]
-    entrants.renew_gradients(params)
+    entry.renew_gradients(params)
     for param, grad in zip(params, before, strict=True):
         assert torch.equal(param.grad, grad)
         assert param.grad.data_ptr() != grad.data_ptr()
@@ -275,4 +294,4 @@ def test_renewed_gradients_are_equal_and_elsewhere():
 
 def test_storage_bytes_count_shared_storage_once():
     flat = torch.zeros(10)
-    assert contestants.storage_bytes({"a": [flat[:3], flat[5:]], "b": (torch.zeros(2), 1)}) == 48
+    assert memory_probe.storage_bytes({"a": [flat[:3], flat[5:]], "b": (torch.zeros(2), 1)}) == 48

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,17 +14,16 @@ import pytest
 import torch
 from test_bench_report import GPU_MEASURED
 
-ROOT = Path(__file__).parent.parent
-BENCH = ROOT / "bench"
-sys.path.insert(0, str(BENCH))
-gpu, gpu_probe, ncu, steps = map(importlib.import_module, ("gpu", "gpu_probe", "ncu", "steps"))
+from wpadamw.bench import ROOT, steps
+from wpadamw.bench.gpu import probe
+from wpadamw.bench.gpu import run as gpu
 
 
 def step(name, code, limit_s=20.0, **options):
     return steps.Step(name, [sys.executable, "-c", code], limit_s, **options)
 
 
-def run(code, limit_s=20.0, **options):
+def run_code(code, limit_s=20.0, **options):
     return steps.run(step("one", code, **options), ROOT, limit_s)
 
 
@@ -37,15 +36,15 @@ def short_grace(monkeypatch):
 
 
 def test_a_step_tells_how_it_ended_and_what_it_printed():
-    outcome = run("import sys; print('out'); print('err', file=sys.stderr)")
+    outcome = run_code("import sys; print('out'); print('err', file=sys.stderr)")
     assert (outcome.verdict, outcome.is_good) == ("passed", True)
     assert sorted(outcome.output.split()) == ["err", "out"]
-    assert run("raise SystemExit(3)").verdict == "failed with exit code 3"
+    assert run_code("raise SystemExit(3)").verdict == "failed with exit code 3"
 
 
 def test_a_step_runs_in_the_root_and_sees_its_variables():
     code = "import os; print(os.getcwd(), os.environ['WHICH'], 'HOME' in os.environ)"
-    outcome = run(code, environment={"WHICH": "this"})
+    outcome = run_code(code, environment={"WHICH": "this"})
     assert outcome.output.split() == [str(ROOT.resolve()), "this", str("HOME" in os.environ)]
 
 
@@ -57,12 +56,12 @@ def test_a_program_that_is_missing_is_named():
 
 
 def test_a_step_that_need_not_pass_is_good_whatever_happens():
-    assert run("raise SystemExit(3)", is_required=False).is_good
+    assert run_code("raise SystemExit(3)", is_required=False).is_good
 
 
 def test_a_step_ends_with_its_time_and_keeps_what_it_printed(short_grace):
     code = "import time; print('begun', flush=True); time.sleep(60)"
-    outcome = run(code, limit_s=2.5)
+    outcome = run_code(code, limit_s=2.5)
     assert (outcome.verdict, outcome.is_good) == ("out of time", False)
     assert outcome.seconds < 10
     assert outcome.output.startswith("begun")
@@ -70,12 +69,12 @@ def test_a_step_ends_with_its_time_and_keeps_what_it_printed(short_grace):
 
 def test_a_step_may_write_its_report_when_interrupted(short_grace):
     code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('report')"
-    assert run(code, limit_s=2.5).output == "report\n"
+    assert run_code(code, limit_s=2.5).output == "report\n"
 
 
 def test_a_step_that_ignores_the_interrupt_ends_too(short_grace):
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    outcome = run(code, limit_s=2.5)
+    outcome = run_code(code, limit_s=2.5)
     assert outcome.verdict == "out of time"
     assert outcome.seconds < 10
 
@@ -91,7 +90,7 @@ def is_running(process_id):
 def test_what_a_step_started_ends_with_it(limit_s, short_grace):
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     code = f"import subprocess; child = subprocess.Popen({sleep}); print(child.pid, flush=True)"
-    outcome = run(code + ("; child.wait()" if limit_s < 20 else ""), limit_s=limit_s)
+    outcome = run_code(code + ("; child.wait()" if limit_s < 20 else ""), limit_s=limit_s)
     child = int(outcome.output.split()[0])
     deadline = time.monotonic() + 10
     while is_running(child) and time.monotonic() < deadline:
@@ -101,7 +100,7 @@ def test_what_a_step_started_ends_with_it(limit_s, short_grace):
 
 def test_only_the_end_of_a_long_output_is_kept(monkeypatch):
     monkeypatch.setattr(steps, "MAX_OUTPUT_BYTES", 10)
-    assert run("print('a' * 100 + 'end')").output == "aaaaaaend\n"
+    assert run_code("print('a' * 100 + 'end')").output == "aaaaaaend\n"
 
 
 def test_steps_run_whatever_became_of_those_before():
@@ -137,11 +136,13 @@ def test_the_plan_takes_less_than_nine_minutes(plan):
     ]
 
 
-def test_the_plan_names_files_that_exist(plan):
-    words = [word for step in plan.values() for word in step.command]
-    files = [word for word in words if word.endswith(".py")]
-    assert len(files) == 4
-    assert all((ROOT / file).exists() for file in files)
+def test_the_plan_names_modules_that_exist(plan):
+    words = [step.command for step in plan.values()]
+    modules = {
+        command[i + 1] for command in words for i, word in enumerate(command) if word == "-m"
+    }
+    assert {"wpadamw", "wpadamw.bench.gpu.probe"} < modules
+    assert all(map(importlib.util.find_spec, modules - {"gpu"}))
 
 
 def test_the_build_needs_no_network_and_compiles_for_the_gpu_alone(plan):
@@ -277,11 +278,19 @@ def test_results_of_a_former_run_are_removed(tmp_path, monkeypatch, capsys):
     assert "1.040" not in capsys.readouterr().out
 
 
+def test_it_starts_where_nothing_is_built(tmp_path):
+    (tmp_path / "bench").symlink_to(ROOT / "bench")
+    code = "import sys, bench.gpu.run; print([name for name in sys.modules if 'wpadamw' in name])"
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 # The program that the tools watch.
 
 
 def test_the_probe_runs_every_backend():
-    command = [sys.executable, str(BENCH / "gpu_probe.py"), "check", "cpu"]
+    command = [sys.executable, "-m", "wpadamw.bench.gpu.probe", "check", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("check: ")
@@ -289,7 +298,7 @@ def test_the_probe_runs_every_backend():
 
 
 def test_the_probe_steps_with_every_kind_but_those_that_say_nothing():
-    done = gpu_probe.profile(torch.device("cpu"), numel=100)
+    done = probe.profile(torch.device("cpu"), numel=100)
     assert [name for name in done if name.startswith("WPAdamW")] == [
         "WPAdamW over torch.float32",
         "WPAdamW(backup=False) over torch.float32",

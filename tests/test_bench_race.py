@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCH = Path(__file__).parent.parent / "bench"
-sys.path.insert(0, str(BENCH))
-contestants, entrants, machine, measure, memory_probe, names, peers, progress, shapes = map(
-    importlib.import_module,
-    (
-        *("contestants", "entrants", "machine", "measure", "memory_probe", "names", "peers"),
-        *("progress", "shapes"),
-    ),
-)
+from wpadamw.bench import machine, registry
+from wpadamw.bench.registry import COPY, FUSED, IN_PLACE, PLAIN, Entrant
+from wpadamw.bench.speed import entry, measure, memory_probe, progress, shapes
+
 CPU = torch.device("cpu")
+FP32 = registry.entrants("fp32")
 
 
 # Measuring.
@@ -106,22 +100,24 @@ def test_a_race_without_contestants_is_a_table_of_reasons():
     assert measure.table_rows(race, reference="a", roof="b") == {"a": {"why": "no room"}}
 
 
-def entered(kinds, **options):
+def entered(those, **options):
     race = measure.Race(measure.host_time_ms)
-    entrants.enter(race, kinds, shapes.Shape.equal(2, 1000, torch.float32, CPU), **options)
+    entry.enter(race, those, shapes.Shape.equal(2, 1000, torch.float32, CPU), **options)
     return race
 
 
 PEER_MODULE = """
 class Optimizer:
-    def __init__(self, params):
+    def __init__(self, params, **options):
+        built.append(self)
         self.params = params
     def step(self):
         for param in self.params:
             param.grad = None
 class Crashing:
-    def __init__(self, params):
+    def __init__(self, params, **options):
         raise ValueError("wants another device\\nand more")
+built = []
 """
 
 
@@ -130,29 +126,27 @@ def peer(tmp_path, monkeypatch):
     (tmp_path / "fake_peer.py").write_text(PEER_MODULE)
     (tmp_path / "broken_peer.py").write_text("import fake_library_of_peer")
     monkeypatch.syspath_prepend(tmp_path)
-    return lambda module, build: peers.Peer("Fake", "fake-peer", module, build).kind()
+    return lambda factory: Entrant("Fake", factory, {}, ("peers",), package="fake-peer")
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "why"),
+    ("factory", "why"),
     [
-        ("fake_peer_2", "Optimizer", "fake-peer is not installed"),
-        ("broken_peer", "Optimizer", "No module named 'fake_library_of_peer'"),
-        ("fake_peer", "Crashing", "wants another device"),
+        ("fake_peer_2.optim:Optimizer", "fake-peer is not installed"),
+        ("broken_peer:Optimizer", "No module named 'fake_library_of_peer'"),
+        ("fake_peer:Crashing", "wants another device"),
     ],
 )
-def test_a_peer_that_cannot_be_had_is_a_row_with_the_reason(module, name, why, peer):
-    race = entered([contestants.FP32[0], peer(module, lambda m, params: getattr(m, name)(params))])
+def test_a_peer_that_cannot_be_had_is_a_row_with_the_reason(factory, why, peer):
+    race = entered([FP32[FUSED], peer(factory)])
     assert race.left_out == {"Fake": why}
-    assert names.FUSED in race.contestants
+    assert FUSED in race.contestants
 
 
 def test_a_peer_that_drops_gradients_gets_them_back(peer):
-    built = []
-    build = lambda m, params: built.append(m.Optimizer(params)) or built[0]  # noqa: E731
-    race = entered([peer("fake_peer", build)])
+    race = entered([peer("fake_peer:Optimizer")])
     assert race.left_out == {}
-    (params,) = [optimizer.params for optimizer in built]
+    (params,) = [optimizer.params for optimizer in sys.modules["fake_peer"].built]
     assert params[0].grad is None
     race.contestants["Fake"].prepare()
     assert params[0].grad is not None
@@ -161,7 +155,7 @@ def test_a_peer_that_drops_gradients_gets_them_back(peer):
 @pytest.mark.parametrize(("is_warm", "num_steps"), [(False, 0), (True, 1)])
 def test_a_warm_step_follows_another_one_that_is_not_timed(is_warm, num_steps):
     shape = shapes.Shape.equal(1, 8, torch.float32, torch.device("cpu"))
-    trained = entrants.Trained(contestants.FP32[0], shape, has_new_gradients=True, is_warm=is_warm)
+    trained = entry.Trained(FP32[FUSED], shape, has_new_gradients=True, is_warm=is_warm)
     (param,) = trained.params
     before = param.grad.data_ptr()
     trained.prepare()
@@ -171,30 +165,29 @@ def test_a_warm_step_follows_another_one_that_is_not_timed(is_warm, num_steps):
 
 
 def test_what_does_not_fit_into_memory_is_a_row_with_the_reason(monkeypatch):
-    free = contestants.FP32[0].held_bytes * 2000 + 3 * 14 * 2000
+    free = FP32[FUSED].held_bytes * 2000 + 3 * 14 * 2000
     monkeypatch.setattr(machine, "free_bytes", lambda device: free)
-    race = entered([contestants.FP32[0], contestants.FP32[3]])
-    assert list(race.left_out) == [names.PLAIN]
-    assert race.left_out[names.PLAIN].startswith("needs 0.0 GiB of memory, got")
+    race = entered([FP32[FUSED], FP32[PLAIN]])
+    assert list(race.left_out) == [PLAIN]
+    assert race.left_out[PLAIN].startswith("needs 0.0 GiB of memory, got")
     monkeypatch.setattr(machine, "free_bytes", lambda device: 1000)
-    assert set(entered(contestants.FP32).left_out) == {
-        *(kind.name for kind in contestants.FP32),
-        *(names.COPY, names.IN_PLACE),
-    }
+    assert set(entered([*FP32.values()]).left_out) == {*FP32, COPY, IN_PLACE}
 
 
 def test_after_the_deadline_nobody_is_built():
-    race = entered(contestants.FP32[:1], deadline=0.0)
-    assert race.left_out == {names.FUSED: "no time was left"}
+    race = entered([FP32[FUSED]], deadline=0.0)
+    assert race.left_out == {FUSED: "no time was left"}
 
 
 def test_memory_probe_tells_why_nothing_was_probed(monkeypatch):
     shape = shapes.Shape.equal(1, 1000, torch.float32, CPU)
-    kind = contestants.FP32[0]
-    assert memory_probe.row(kind._replace(why_not="no driver"), shape) == {"why": "no driver"}
-    assert memory_probe.row(kind._replace(build=None), shape)["why"].startswith("'NoneType'")
+    entrant = FP32[FUSED]
+    assert memory_probe.row(entrant._replace(why_not="no driver"), shape) == {"why": "no driver"}
+    assert memory_probe.row(entrant._replace(factory="math:no"), shape)["why"].startswith(
+        "module 'math'"
+    )
     monkeypatch.setattr(machine, "free_bytes", lambda device: 0)
-    assert "got 0.0 GiB" in memory_probe.row(kind, shape)["why"]
+    assert "got 0.0 GiB" in memory_probe.row(entrant, shape)["why"]
 
 
 # Memory and caches.
@@ -242,7 +235,7 @@ def test_all_caches_of_the_last_level_count_once(tmp_path):
     ("footprint", "copies"), [(200, 1), (300, 1), (199, 3), (100, 3), (1, 201)]
 )
 def test_twice_the_cache_lies_between_two_rounds_on_a_copy(footprint, copies):
-    assert entrants.num_copies(footprint, cache=100) == copies
+    assert entry.num_copies(footprint, cache=100) == copies
     assert copies == 1 or (copies - 1) * footprint >= 2 * 100
 
 
@@ -259,7 +252,7 @@ def test_a_rotation_takes_every_copy_in_turn():
         def step(self):
             taken.append(("step", self.i))
 
-    rotation = entrants.Rotation(map(Copy, range(2)))
+    rotation = entry.Rotation(map(Copy, range(2)))
     for _ in range(3):
         rotation.prepare()
         rotation.run()
@@ -267,15 +260,15 @@ def test_a_rotation_takes_every_copy_in_turn():
 
 
 def test_rotated_inputs_are_all_warmed_up_and_counted_in_memory(monkeypatch):
-    built = []
-    build = lambda params: built.append(contestants.FP32[0].build(params)) or built[-1]  # noqa: E731
-    race = entered([contestants.Kind("ours", build, None)], copies=4)
+    build, built = Entrant.build, []
+    monkeypatch.setattr(Entrant, "build", lambda *args: built.append(build(*args)) or built[-1])
+    race = entered([FP32[FUSED]], copies=4)
     assert len(built) == 4
     for optimizer in built:
         (state, _) = optimizer.state.values()
         assert state["step"] == measure.NUM_WARMUP_ROUNDS
     monkeypatch.setattr(machine, "free_bytes", lambda device: 4 * (20 + 3 * 14) * 2000 - 1)
-    assert "ours" in entered([contestants.Kind("ours", build, None)], copies=4).left_out
+    assert FUSED in entered([FP32[FUSED]], copies=4).left_out
     assert race.left_out == {}
 
 

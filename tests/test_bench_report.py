@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parent.parent / "bench"
-sys.path.insert(0, str(BENCH))
-markup, names, plots, report, roofline, speed_tables, training_table = map(
-    importlib.import_module,
-    ("markup", "names", "plots", "report", "roofline", "speed_tables", "training_table"),
-)
-
+from wpadamw.bench import registry
+from wpadamw.bench.report import documents, markup, plots, roofline, speed_tables, training
 
 # Tables.
 
@@ -32,21 +25,21 @@ MEASURED = {
         **{"date": "2030-01-31", "device": "cpu", "cpu": "Example 9", "cores": 4, "threads": 4},
         **{"memory_gib": 15.6, "system": "Linux x86_64", "python": "3.12.1", "torch": "2.9.0"},
         **{"wpadamw": "0.1.0", "backend": "cpp", "commit": "0123456789abcdef", "dirty": False},
-        "left_out": {names.DEEPSPEED: "deepspeed is not installed"},
+        "left_out": {registry.DEEPSPEED: "deepspeed is not installed"},
     },
     "quick": False,
     "tables": {
         "large_fp32": {
             "title": "64 float32 parameters",
-            "rows": {names.FUSED: timed(100.0, 0.9), names.OURS: timed(1084.0, 0.975)},
+            "rows": {registry.FUSED: timed(100.0, 0.9), registry.OURS: timed(1084.0, 0.975)},
         },
         "host": {
             "title": "Host time",
-            "rows": {names.OURS: {"us_per_tensor": 0.5, "us_per_step": 50.0, "n": 9}},
+            "rows": {registry.OURS: {"us_per_tensor": 0.5, "us_per_step": 50.0, "n": 9}},
         },
         "memory": {
             "title": "Bytes per parameter",
-            "rows": {names.OURS: {"state_bytes": 12.0, "peak_extra_bytes": None}},
+            "rows": {registry.OURS: {"state_bytes": 12.0, "peak_extra_bytes": None}},
         },
     },
 }
@@ -65,7 +58,7 @@ TRAINED = {
             "validation_losses": [5.5, 4.0, 3.0, 2.5, final + seed],
         }
         for seed in (0, 1)
-        for optimizer, final in ((names.FUSED, 2.0), (names.OURS, 1.75))
+        for optimizer, final in ((registry.FUSED, 2.0), (registry.OURS, 1.75))
     ],
 }
 PAGE = "before\n<!-- bench:begin {0} -->\nold\n<!-- bench:end {0} -->\nafter\n"
@@ -105,12 +98,12 @@ GPU_MEASURED = {
         "large_fp32": {
             "title": "64M float32 parameters",
             "rows": {
-                names.FUSED: timed(100.0, 0.9),
-                names.OURS: timed(104.0, 0.95),
-                names.TRITON: timed(105.0, 0.94),
+                registry.FUSED: timed(100.0, 0.9),
+                registry.OURS: timed(104.0, 0.95),
+                registry.TRITON: timed(105.0, 0.94),
             },
         },
-        "model_fp32": {"title": "GPT-2", "rows": {names.OURS: timed(90.0, 0.93)}},
+        "model_fp32": {"title": "GPT-2", "rows": {registry.OURS: timed(90.0, 0.93)}},
     },
 }
 
@@ -127,7 +120,7 @@ def test_speed_shows_a_gpu_where_one_was_measured():
 def test_full_shows_the_tables_and_the_versions_of_a_gpu():
     text = speed_tables.full([MEASURED, GPU_MEASURED])
     assert "**GPT-2**" in text
-    assert f"| {names.TRITON} | 105 | 0.50 | 18.8 | 0.94 | 1.050 |" in text
+    assert f"| {registry.TRITON} | 105 | 0.50 | 18.8 | 0.94 | 1.050 |" in text
     assert (
         "Example G, 79 GiB, driver and highest clock 580.1, 1980 MHz, CUDA 13.0, Triton missing"
     ) in text
@@ -138,15 +131,15 @@ def test_report_fills_documents_from_a_gpu_without_table_of_memory(project):
     machine.mkdir()
     (machine / "cuda.json").write_text(json.dumps(GPU_MEASURED))
     (project / "docs" / "memory.md").write_text(PAGE.format("memory"))
-    assert report.main([], project) == 0
+    assert documents.main([], project) == 0
     assert "| 1.040 |" in (project / "README.md").read_text()
     assert "Example G" not in (project / "docs" / "memory.md").read_text()
 
 
 def test_full_shows_all_timed_tables_and_the_machine():
     text = speed_tables.full([MEASURED])
-    assert f"| {names.OURS} | 1,084 | 0.50 | 19.5 | 0.97 | 10.840 |" in text
-    assert f"| {names.OURS} | 0.50 | 50.0 |" in text
+    assert f"| {registry.OURS} | 1,084 | 0.50 | 19.5 | 0.97 | 10.840 |" in text
+    assert f"| {registry.OURS} | 0.50 | 50.0 |" in text
     assert "Bytes per parameter" not in text
     assert "Example 9, 4 cores, 16 GiB, 4 threads" in text
     assert "wpadamw 0.1.0 at 0123456789ab, backend cpp; 2030-01-31." in text
@@ -155,9 +148,9 @@ def test_full_shows_all_timed_tables_and_the_machine():
 
 def test_a_row_that_was_not_measured_shows_why_and_yields_no_figure():
     changed = json.loads(json.dumps(MEASURED))
-    changed["tables"]["large_fp32"]["rows"][names.FUSED] = {"why": "no a|b " + 40 * "long "}
+    changed["tables"]["large_fp32"]["rows"][registry.FUSED] = {"why": "no a|b " + 40 * "long "}
     text = speed_tables.full([changed])
-    assert f"| {names.FUSED}: no a\\|b long long" in text
+    assert f"| {registry.FUSED}: no a\\|b long long" in text
     assert "[...] | - | - | - | - | - |" in text
     assert "| ≤ 1.15 | not measured |" in speed_tables.speed([changed])
 
@@ -168,13 +161,13 @@ def test_caption_tells_of_uncommitted_changes():
 
 
 def test_memory_shows_a_dash_for_what_is_unknown():
-    assert f"| {names.OURS} | 12.00 | - |" in speed_tables.memory([MEASURED])
+    assert f"| {registry.OURS} | 12.00 | - |" in speed_tables.memory([MEASURED])
 
 
 def test_training_shows_losses_at_equal_steps():
-    lines = training_table.training([TRAINED]).splitlines()
+    lines = training.training([TRAINED]).splitlines()
     assert lines[0].endswith("| step 50 | step 100 | step 150 | step 200 |")
-    assert lines[2].startswith(f"| {names.FUSED} | 4.0000 ± 0.0000 |")
+    assert lines[2].startswith(f"| {registry.FUSED} | 4.0000 ± 0.0000 |")
     assert lines[2].endswith("| 2.5000 ± 0.5000 |")
     assert lines[3].endswith("| 2.2500 ± 0.5000 |")
     assert lines[4].endswith("| -0.2500 ± 0.0000 |")
@@ -193,34 +186,34 @@ def test_number_has_no_exponent(value, spec, text):
 
 
 def test_report_writes_between_markers_and_check_then_passes(project, capsys):
-    assert report.main(["--check"], project) == 1
+    assert documents.main(["--check"], project) == 1
     assert "out of date: README.md" in capsys.readouterr().out
-    assert report.main([], project) == 0
+    assert documents.main([], project) == 0
     text = (project / "README.md").read_text()
     assert text.startswith("before\n<!-- bench:begin speed -->\n\n| step with prediction |")
     assert text.endswith("\n\n<!-- bench:end speed -->\nafter\n")
-    assert report.main(["--check"], project) == 0
+    assert documents.main(["--check"], project) == 0
 
 
 def test_check_fails_when_a_number_was_edited(project):
-    report.main([], project)
+    documents.main([], project)
     page = project / "docs" / "measured.md"
     edited = page.read_text().replace("1,084", "0,984")
     page.write_text(edited)
-    assert report.main(["--check"], project) == 1
+    assert documents.main(["--check"], project) == 1
     assert page.read_text() == edited
 
 
 def test_check_fails_without_results(project, capsys):
     (project / "bench" / "results" / "example" / "cpu.json").unlink()
-    assert report.main(["--check"], project) == 1
+    assert documents.main(["--check"], project) == 1
     assert "must hold cpu.json or cuda.json, got no such file" in capsys.readouterr().err
 
 
 def test_check_fails_on_results_of_a_quick_run(project, capsys):
     path = project / "bench" / "results" / "example" / "cpu.json"
     path.write_text(json.dumps({**MEASURED, "quick": True}))
-    assert report.main(["--check"], project) == 1
+    assert documents.main(["--check"], project) == 1
     assert "must come from a full run" in capsys.readouterr().err
 
 
@@ -235,7 +228,7 @@ def test_check_fails_on_results_of_a_quick_run(project, capsys):
 def test_check_fails_on_markers_that_cannot_be_filled(project, capsys, text, reason):
     (project / "docs" / "measured.md").unlink()
     (project / "README.md").write_text(text)
-    assert report.main(["--check"], project) == 1
+    assert documents.main(["--check"], project) == 1
     assert reason in capsys.readouterr().err
 
 
@@ -250,30 +243,30 @@ def project_with_plot(project):
 
 
 def test_report_draws_the_plots_that_documents_show(project_with_plot, capsys):
-    assert report.main([], project_with_plot) == 0
+    assert documents.main([], project_with_plot) == 0
     assert "written: docs/images/roofline.png" in capsys.readouterr().out
-    assert report.main(["--check"], project_with_plot) == 0
+    assert documents.main(["--check"], project_with_plot) == 0
 
 
 def test_report_draws_no_plot_that_no_document_shows(project):
-    assert report.main([], project) == 0
+    assert documents.main([], project) == 0
     assert not (project / "docs" / "images").exists()
 
 
 def test_check_fails_when_a_plot_is_not_that_of_the_results(project_with_plot, capsys):
-    report.main([], project_with_plot)
+    documents.main([], project_with_plot)
     changed = with_copy(Peer=timed(1.0))
     results = project_with_plot / "bench" / "results" / "example" / "cpu.json"
     results.write_text(json.dumps({**MEASURED, "tables": MEASURED["tables"] | changed["tables"]}))
     capsys.readouterr()
-    assert report.main(["--check"], project_with_plot) == 1
+    assert documents.main(["--check"], project_with_plot) == 1
     assert "out of date: docs/images/roofline.png" in capsys.readouterr().out
 
 
 def test_check_fails_on_an_image_that_is_not_drawn_from_results(project, capsys):
     page = project / "docs" / "measured.md"
     page.write_text(page.read_text() + "![drawn by hand](images/hand.png)\n")
-    assert report.main(["--check"], project) == 1
+    assert documents.main(["--check"], project) == 1
     assert "an image must be one of roofline.png" in capsys.readouterr().err
 
 
@@ -292,25 +285,29 @@ def test_a_file_that_is_no_plot_is_not_current(content, tmp_path):
 
 
 def with_copy(**others):
-    rows = {**MEASURED["tables"]["large_fp32"]["rows"], names.COPY: timed(50.0, 1.0), **others}
+    rows = {**MEASURED["tables"]["large_fp32"]["rows"], registry.COPY: timed(50.0, 1.0), **others}
     return {**MEASURED, "tables": {"large_fp32": {"title": "64 parameters", "rows": rows}}}
 
 
 def test_roofline_has_a_point_per_optimizer_that_was_measured():
     unknown = {**timed(9.0), "bytes_moved": None}
-    results = with_copy(**{"Peer": unknown, "Absent": {"why": "no"}, names.IN_PLACE: timed(1.0)})
+    results = with_copy(**{"Peer": unknown, "Absent": {"why": "no"}, registry.IN_PLACE: timed(1.0)})
     assert roofline.source([results, MEASURED]) == [
         {
             "title": "64 parameters\nExample 9, 4 cores",
             "copy": [28, 50.0],
-            "points": {names.FUSED: [28, 100.0], names.OURS: [28, 1084.0], "Peer": [None, 9.0]},
+            "points": {
+                registry.FUSED: [28, 100.0],
+                registry.OURS: [28, 1084.0],
+                "Peer": [None, 9.0],
+            },
         }
     ]
 
 
 def test_roofline_shows_the_peers_where_they_were_measured():
     results = with_copy()
-    rows = {"Peer": timed(9.0), names.COPY: timed(5.0)}
+    rows = {"Peer": timed(9.0), registry.COPY: timed(5.0)}
     results["tables"]["peers_fp32"] = {"title": "peers", "rows": rows}
     (panel,) = roofline.source([results])
     assert panel["points"] == {"Peer": [28, 9.0]}
@@ -321,12 +318,12 @@ def test_roofline_labels_every_point_and_marks_bytes_that_are_not_known():
     figure = roofline.draw(roofline.source([with_copy(Peer=unknown)]))
     (axes,) = figure.axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == [names.COPY, names.FUSED, names.OURS, "Peer *"]
+    assert labels == [registry.COPY, registry.FUSED, registry.OURS, "Peer *"]
     copy = axes.lines[0].get_xydata()
     assert copy[0] == pytest.approx([14, 25])
 
 
 def test_documents_show_the_committed_results():
-    command = [sys.executable, str(BENCH / "report.py"), "--check"]
+    command = [sys.executable, "-m", "wpadamw.bench.report", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import runpy
@@ -14,11 +15,14 @@ import pytest
 import torch
 
 import wpadamw
-from wpadamw.cli import COMMANDS, main, text, train
-from wpadamw.cli.comparison import Record, optimizer_state_bytes, warmup_cosine
-from wpadamw.cli.gpt import GPT
-from wpadamw.cli.report import format_table
+from wpadamw.bench import registry
+from wpadamw.bench.report import training
+from wpadamw.bench.study import text
+from wpadamw.bench.study.comparison import Record, optimizer_state_bytes, warmup_cosine
+from wpadamw.bench.study.gpt import GPT
+from wpadamw.cli import COMMANDS, main, train
 
+BOTH = ("AdamW(fused=True)", "WPAdamW")
 TINY = (
     *("--steps", "6", "--batch-size", "2", "--context", "8", "--eval-every", "4"),
     *("--layers", "1", "--width", "8", "--heads", "2"),
@@ -59,7 +63,7 @@ def refusal(capsys, *arguments):
 
 def test_train_records_finite_losses_of_both_optimizers_and_all_seeds(two_seeds):
     _, runs = two_seeds
-    assert set(runs) == {(name, seed) for name in train.OPTIMIZERS for seed in (0, 1)}
+    assert set(runs) == {(name, seed) for name in BOTH for seed in (0, 1)}
     for run in runs.values():
         assert run["evaluated_steps"] == [0, 2, 3, 4, 5, 6]
         assert len(run["validation_losses"]) == 6
@@ -94,6 +98,22 @@ def test_train_without_prediction_is_adamw(prose, tmp_path):
     assert runs["WPAdamW", 0]["validation_losses"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", [*registry.entrants("train")][1:])
+def test_train_chooses_its_optimizer_from_the_registry(prose, tmp_path, name):
+    runs = run_train(prose, tmp_path, "--optimizer", name)
+    assert set(runs) == {(BOTH[0], 0), (name, 0)}
+    assert runs[name, 0]["train_losses"][0] == runs[BOTH[0], 0]["train_losses"][0]
+
+
+def test_train_refuses_an_optimizer_that_is_unknown_or_not_installed(capsys, monkeypatch):
+    assert "--optimizer: invalid choice: 'Nothing'" in refusal(
+        capsys, "train", "--optimizer", "Nothing"
+    )
+    monkeypatch.setattr(registry, "why_missing", lambda module, package: f"no {package}")
+    error = refusal(capsys, "train", "--optimizer", "AdamWScheduleFree")
+    assert "got AdamWScheduleFree: no schedulefree" in error
+
+
 def test_train_draws_curves(two_seeds):
     out, _ = two_seeds
     pixels = matplotlib.image.imread(out / "curves.png")
@@ -105,7 +125,7 @@ def test_train_draws_curves(two_seeds):
 def test_train_prints_table_and_where_files_are(prose, tmp_path, capsys):
     run_train(prose, tmp_path)
     printed = capsys.readouterr()
-    for name in (*train.OPTIMIZERS, "loss @ 6", "step ms", "state bytes"):
+    for name in (*BOTH, "loss @ 6", "step ms", "state bytes"):
         assert name in printed.out
     assert str(tmp_path / "results.json") in printed.out
     assert str(tmp_path / "curves.png") in printed.out
@@ -274,14 +294,14 @@ def test_state_bytes_count_elements_not_storage():
 
 def test_table_shows_means_standard_errors_and_paired_differences():
     losses = {("A", 0): 2.0, ("A", 1): 4.0, ("B", 0): 1.5, ("B", 1): 3.5}
-    records = [
-        Record(name, seed, 10, 80, [5], [loss], [loss], [0.5])
+    runs = [
+        dataclasses.asdict(Record(name, seed, 10, 80, [5], [loss], [loss], [0.5]))
         for (name, seed), loss in losses.items()
     ]
-    lines = format_table(records, steps=[5]).splitlines()
-    assert lines[1].split() == ["A", "3.0000", "±", "1.0000", "0.500", "8.00", "80"]
-    assert lines[2].split()[:4] == ["B", "2.5000", "±", "1.0000"]
-    assert lines[3].split() == ["difference", "-0.5000", "±", "0.0000"]
+    lines = training.table(runs, steps=[5]).splitlines()
+    assert lines[2] == "| A | 3.0000 ± 1.0000 | 0.500 | 8.00 | 80 |"
+    assert lines[3].startswith("| B | 2.5000 ± 1.0000 |")
+    assert lines[4].startswith("| difference | -0.5000 ± 0.0000 |")
 
 
 def test_info_names_every_backend_and_why_it_is_missing(monkeypatch, capsys):

@@ -13,10 +13,15 @@ from test_cli import refusal
 from torch.nn import Parameter
 
 from wpadamw import WPAdamW
-from wpadamw.cli import main, study, tasks, trainings
-from wpadamw.cli.contenders import CONTENDERS, REFERENCE, Contender, why_missing
-from wpadamw.cli.foresight import PredictionProbe, foresight, norm_ratio
-from wpadamw.cli.trainings import Job, evaluated_steps, train, train_all
+from wpadamw.bench import registry
+from wpadamw.bench.registry import Entrant, entrants, why_missing
+from wpadamw.bench.study import run as study
+from wpadamw.bench.study import tasks, trainings
+from wpadamw.bench.study.foresight import PredictionProbe, foresight, norm_ratio
+from wpadamw.bench.study.trainings import Job, evaluated_steps, train, train_all
+from wpadamw.cli import main
+
+REFERENCE, *OTHERS = ENTRANTS = [*entrants("study")]
 
 
 def job(task="signals", optimizer="WPAdamW, s = 1", lr=0.01, seed=0, num_steps=6):
@@ -112,7 +117,7 @@ def test_losses_are_taken_evenly_at_the_end_and_never_after_the_first_step():
     assert evaluated_steps(5) == [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("optimizer", CONTENDERS)
+@pytest.mark.parametrize("optimizer", ENTRANTS)
 def test_training_records_all_lists_at_the_evaluated_steps(optimizer):
     training = train(job(optimizer=optimizer))
     assert training["why"] is None
@@ -130,7 +135,7 @@ def test_training_is_repeatable_and_follows_its_seed():
     assert first["validation_losses"] == second["validation_losses"] != other["validation_losses"]
 
 
-def test_all_contenders_start_from_the_same_weights_and_batches():
+def test_all_optimizers_start_from_the_same_weights_and_batches():
     # With a learning rate of 0 nothing but weights and batches can differ.
     for optimizer in (REFERENCE, "WPAdamW, s = 1", "NAdamW"):
         training = train(job(optimizer=optimizer, lr=0.0))
@@ -144,10 +149,11 @@ def test_training_that_diverges_says_when():
 
 
 def test_optimizer_that_raises_leaves_its_reason(monkeypatch):
-    def build(groups, lr, num_steps):
+    def crash(groups, **options):
         raise RuntimeError("no luck\nat all")
 
-    monkeypatch.setitem(CONTENDERS, "Crash", Contender("Crash", build))
+    monkeypatch.setattr(math, "crash", crash, raising=False)
+    monkeypatch.setattr(registry, "ENTRANTS", [Entrant("Crash", "math:crash", {}, ("study",))])
     assert train(job(optimizer="Crash"))["why"] == "RuntimeError: no luck"
 
 
@@ -204,7 +210,7 @@ def test_study_trains_every_optimizer_with_every_seed_at_its_best_rate(quick_stu
     assert results["quick"] is True
     assert (results["python"], results["seeds"]) == (platform.python_version(), 2)
     runs = {(run["optimizer"], run["seed"]): run for run in results["runs"]}
-    assert set(runs) == {(name, seed) for name in CONTENDERS for seed in (0, 1)}
+    assert set(runs) == {(name, seed) for name in ENTRANTS for seed in (0, 1)}
     for search in results["searches"]:
         best = search["lr"][search["losses"].index(min(search["losses"]))]
         assert best == runs[search["optimizer"], 0]["lr"] == runs[search["optimizer"], 1]["lr"]
@@ -212,7 +218,7 @@ def test_study_trains_every_optimizer_with_every_seed_at_its_best_rate(quick_stu
 
 def test_study_writes_report_and_plots(quick_study):
     text = (quick_study / "study.md").read_text()
-    for name in CONTENDERS:
+    for name in ENTRANTS:
         assert f"| {name} |" in text
     for name in ("study-losses.png", "study-foresight.png", "study-norms.png"):
         assert (quick_study / name).read_bytes().startswith(b"\x89PNG")
@@ -247,11 +253,16 @@ def test_training_is_made_anew_when_what_it_depends_on_has_changed(tmp_path):
     assert trainings._read(dataclasses.replace(old, scale=tasks.CPU), tmp_path) is None
 
 
+def miss_all_packages(monkeypatch):
+    for module in (study, registry):
+        monkeypatch.setattr(module, "why_missing", lambda package, *_: package and f"no {package}")
+
+
 def test_missing_package_leaves_its_entries_out_by_name(monkeypatch):
     assert why_missing(None) is None
     assert why_missing("torch") is None
     assert why_missing("no_such_package") == "no_such_package is not installed"
-    monkeypatch.setattr(study, "why_missing", lambda package: package and f"no {package}")
+    miss_all_packages(monkeypatch)
     assert study._left_out(["gpt", "digits"]) == {
         "digits": "no sklearn",
         "AdamWScheduleFree": "no schedulefree",
@@ -262,7 +273,7 @@ def test_study_refuses_what_it_cannot_do(capsys, monkeypatch, tmp_path):
     assert "--tasks" in refusal(capsys, "study", "--tasks", "nothing")
     assert "warp" in refusal(capsys, "study", "--device", "warp")
     assert "--seeds" in refusal(capsys, "study", "--seeds", "0")
-    monkeypatch.setattr(study, "why_missing", lambda package: package and f"no {package}")
+    miss_all_packages(monkeypatch)
     text = refusal(capsys, "study", "--tasks", "digits", "--out", str(tmp_path))
     assert "--tasks must name one that can run here" in text
     assert "no sklearn" in text

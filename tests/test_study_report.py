@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wpadamw.cli import study_plots, study_tables
+from wpadamw.bench.report import study_plots, study_tables
 
 SEEDS = 5
 

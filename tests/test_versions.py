@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 from wpadamw._backends import triton
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bench"))
-steps, version_tables, versions = map(
-    importlib.import_module, ("steps", "version_tables", "versions")
-)
+from wpadamw.bench import RESULTS, ROOT, steps, versions
+from wpadamw.bench.report import version_tables
 
 VERSIONS = {"python": "3.10", "torch": "2.4.0", "triton": "3.4.0", "numpy": "1.26.4"}
 CHOSEN = versions.Combination(**VERSIONS)
@@ -67,7 +61,7 @@ def test_without_its_packages_a_row_is_built_only(monkeypatch):
 
 
 def test_what_failed_fails_the_whole_and_what_is_not_available_does_not(monkeypatch, tmp_path):
-    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    monkeypatch.setattr(versions, "RESULTS", tmp_path)
     for name, code in [("packages", 0), ("build", 1), ("code", 1)]:
         found = row_of({name: ("failed with exit code 1", "")}, monkeypatch)
         with monkeypatch.context() as patched:
@@ -91,11 +85,11 @@ def test_only_what_passed_is_promised(monkeypatch):
 
 
 def test_some_combinations_run_again_and_the_others_stay(monkeypatch, tmp_path):
-    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    monkeypatch.setattr(versions, "RESULTS", tmp_path)
     monkeypatch.setattr(versions, "row", lambda chosen: {**chosen._asdict(), "steps": {}})
     for only, number in [("python-3.10", 1), ("python-3.13", 2), ("python-3.10", 2)]:
         assert versions.main(["--only", only]) == 0
-        (path,) = tmp_path.glob("bench/results/*/versions.json")
+        (path,) = tmp_path.glob("*/versions.json")
         assert len(json.loads(path.read_text())["rows"]) == number
 
 
@@ -105,7 +99,7 @@ def test_some_combinations_run_again_and_the_others_stay(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def tested():
     """The oldest versions of which all tests passed."""
-    paths = (ROOT / "bench" / "results").glob("*/versions.json")
+    paths = RESULTS.glob("*/versions.json")
     rows = [row for path in paths for row in json.loads(path.read_text())["rows"]]
     good = list(filter(version_tables.passed, rows))
     return {key: min((row[key] for row in good), key=version_tables.number) for key in VERSIONS}

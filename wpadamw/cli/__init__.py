@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from wpadamw.cli.checks import UsageError
+from wpadamw.bench.usage import UsageError
 
 COMMANDS = {
     "train": "train a small GPT with AdamW and with WPAdamW, side by side",

@@ -1,22 +1,34 @@
-"""``python -m wpadamw train``: a small GPT on bytes, trained with AdamW and with WPAdamW."""
+"""``python -m wpadamw train``: a small GPT on bytes, trained with AdamW and another optimizer."""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import platform
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
 
 import wpadamw
-from wpadamw.cli.checks import (
+from wpadamw.bench import registry
+from wpadamw.bench.report import plots, training
+from wpadamw.bench.study.comparison import (
+    Record,
+    Trainee,
+    build,
+    parameter_groups,
+    to_device,
+    train_side_by_side,
+)
+from wpadamw.bench.study.gpt import GPT
+from wpadamw.bench.study.text import Batch, Corpus, fixed_batches, load_corpus, random_batch
+from wpadamw.bench.usage import (
     UsageError,
     non_negative_float,
     optional_module,
@@ -24,19 +36,10 @@ from wpadamw.cli.checks import (
     positive_int,
     usable_device,
 )
-from wpadamw.cli.comparison import (
-    Record,
-    Trainee,
-    parameter_groups,
-    to_device,
-    train_side_by_side,
-    warmup_cosine,
-)
-from wpadamw.cli.gpt import GPT
-from wpadamw.cli.report import draw_curves, format_table, write_results
-from wpadamw.cli.text import Batch, Corpus, fixed_batches, load_corpus, random_batch
 
 NUM_VALIDATION_BATCHES = 8
+ENTRANTS = registry.entrants("train")
+REFERENCE = next(iter(ENTRANTS))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="PATH", help="file or directory (the standard library)")
     add("--out", type=Path, metavar="DIR", default=Path("runs/train"), help="(%(default)s)")
     add("--device", type=usable_device, default="cpu", help="torch device (%(default)s)")
+    add(
+        "--optimizer",
+        choices=[name for name in ENTRANTS if name != REFERENCE],
+        default=registry.OURS,
+        help=f"to train beside {REFERENCE} (%(default)s)",
+    )
     for option, default, meaning in (
         ("--steps", 400, "updates by each optimizer"),
         ("--seeds", 1, "repetitions, each with its own initialisation and batches"),
@@ -59,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, default_value, meaning in (
         ("--lr", 2e-3, "highest learning rate of the schedule"),
         ("--weight-decay", 0.1, "decay of the matrices, for both optimizers"),
-        ("--prediction-steps", 1.0, "steps ahead, WPAdamW only"),
+        ("--prediction-steps", 1.0, "steps ahead, of optimizers that predict"),
     ):
         add(
             option,
@@ -76,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--width must be a multiple of --heads, got {args.width} and {args.heads}"
         )
+    if (why := ENTRANTS[args.optimizer].missing) is not None:
+        raise UsageError(f"--optimizer must be one that is here, got {args.optimizer}: {why}")
     # Asked for before the training: a missing package should not cost a run its picture.
     optional_module("matplotlib", "train")
     progress = optional_module("tqdm", "train").tqdm
@@ -86,9 +97,11 @@ def run(args: argparse.Namespace) -> int:
         records = [
             record for seed in range(args.seeds) for record in train_seed(args, corpus, seed, bar)
         ]
-    write_results(records, describe_setting(args, corpus), out / "results.json")
-    draw_curves(records, out / "curves.png")
-    print(format_table(records, quarters(args.steps)))
+    runs = [asdict(record) for record in records]
+    results = {"setting": describe_setting(args, corpus), "runs": runs}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    training.draw(runs).savefig(out / "curves.png", dpi=plots.DPI)
+    print(training.table(runs, quarters(args.steps)))
     print(f"written: {out / 'results.json'}, {out / 'curves.png'}")
     return 0
 
@@ -116,12 +129,19 @@ def start_trainees(args: argparse.Namespace, seed: int) -> list[Trainee]:
     """Build one model and give a copy of it to each optimizer."""
     torch.manual_seed(seed)
     model = GPT(args.context, args.layers, args.width, args.heads).to(args.device)
-    copies = {name: copy.deepcopy(model) for name in OPTIMIZERS}
-    schedule = partial(warmup_cosine, num_steps=args.steps)
-    return [
-        Trainee(Record(name, seed), own, OPTIMIZERS[name](own, args), schedule)
-        for name, own in copies.items()
-    ]
+    names = (REFERENCE, args.optimizer)
+    return [start_trainee(args, name, seed, copy.deepcopy(model)) for name in names]
+
+
+def start_trainee(args: argparse.Namespace, name: str, seed: int, model: nn.Module) -> Trainee:
+    """Build an optimizer; the model's mode chooses between predicted and true weights."""
+    entrant = ENTRANTS[name]
+    options = {"prediction_steps": args.prediction_steps} if entrant.predicts else {}
+    groups = parameter_groups(model, args.weight_decay)
+    optimizer, lr_factor = build(entrant, groups, args.lr, args.steps, **options)
+    if entrant.predicts:
+        wpadamw.attach(model, optimizer)
+    return Trainee(Record(name, seed), model, optimizer, lr_factor)
 
 
 def draw_batches(args: argparse.Namespace, corpus: Corpus, seed: int) -> Iterator[Batch]:
@@ -130,25 +150,6 @@ def draw_batches(args: argparse.Namespace, corpus: Corpus, seed: int) -> Iterato
     for _ in range(args.steps):
         batch = random_batch(corpus.train, args.batch_size, args.context, generator)
         yield to_device(batch, args.device)
-
-
-def build_adamw(model: nn.Module, args: argparse.Namespace) -> Optimizer:
-    """Build torch's fused AdamW."""
-    return AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
-
-
-def build_wpadamw(model: nn.Module, args: argparse.Namespace) -> Optimizer:
-    """Build WPAdamW and let the model's mode choose between predicted and true weights."""
-    groups = parameter_groups(model, args.weight_decay)
-    optimizer = wpadamw.WPAdamW(groups, lr=args.lr, prediction_steps=args.prediction_steps)
-    wpadamw.attach(model, optimizer)
-    return optimizer
-
-
-OPTIMIZERS: dict[str, Callable[[nn.Module, argparse.Namespace], Optimizer]] = {
-    "AdamW(fused=True)": build_adamw,
-    "WPAdamW": build_wpadamw,
-}
 
 
 def quarters(num_steps: int) -> list[int]:

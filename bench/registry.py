@@ -1,0 +1,151 @@
+"""Every optimizer that takes part anywhere: a line each. Imports what it names when that is built.
+
+The parts are ``fp32`` and ``bf16`` (tables of times and memory), the same with `` cuda`` (only on a
+GPU), ``peers`` (times beside other packages), ``study`` and ``train`` (the commands). A table has
+the order of the lines; the first one of a part is what the others are compared with.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+FUSED = "AdamW(fused=True)"
+FUSED_BF16 = "AdamW(fused=True) on fp32 masters, and casts"
+FOREACH = "AdamW(foreach=True)"
+FOR_LOOP = "AdamW(foreach=False)"
+COMPILED = "AdamW, torch.compile"
+PLAIN = "prediction in plain PyTorch"
+OURS = "WPAdamW"
+OURS_WITHOUT_BACKUP = "WPAdamW(backup=False)"
+TRITON = 'WPAdamW(backend="triton")'
+TRITON_WITHOUT_BACKUP = 'WPAdamW(backup=False, backend="triton")'
+SCALED = "WPAdamW(amp=True)"
+REPLAYED = "WPAdamW(capturable=True), a CUDA graph"
+DEEPSPEED = "DeepSpeedCPUAdam"
+HEAVYBALL = "AdamW (heavyball)"
+TORCHAO = "AdamW8bit (torchao)"
+COPY = "device copy"
+IN_PLACE = "in-place multiply"
+
+# What a fused AdamW step over fp32 reads (weight, gradient, both moments) and writes, per
+# parameter. Copies move as much.
+STEP_BYTES = 28
+# Of the races; trainings bring their own.
+DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1e-2}
+
+
+def why_missing(module: str | None, package: str | None = None) -> str | None:
+    """Return None where a module is installed or none is needed, else what to install."""
+    if module is None or importlib.util.find_spec(module) is not None:
+        return None
+    return f"{package or module} is not installed"
+
+
+class Entrant(NamedTuple):
+    """An optimizer that takes part.
+
+    Args:
+        name: in tables, unique in a part.
+        factory: ``module:attribute``, called with parameters or groups and the options.
+        options: beside `DEFAULTS`.
+        parts: in which it takes part.
+        bytes_per_parameter: that a step reads and writes, every operation counted; None where
+            it depends on the version of another package.
+        held_bytes: per parameter at most: weight, gradient, moments, copies of the weight.
+        temporary_bytes: per parameter at most, for a while during a step.
+        package: what pip installs, of an optional package.
+        is_scheduled: whether a schedule sets its learning rate; else it is told ``warmup_steps``.
+        why_not: why it does not take part here.
+    """
+
+    name: str
+    factory: str
+    options: Mapping[str, Any]
+    parts: tuple[str, ...]
+    bytes_per_parameter: int | None = None
+    held_bytes: int = 20
+    temporary_bytes: int = 0
+    package: str | None = None
+    is_scheduled: bool = True
+    why_not: str | None = None
+
+    def build(self, params: Any, **options: Any) -> Any:
+        """Make the optimizer over parameters or groups."""
+        module, _, attribute = self.factory.partition(":")
+        factory = getattr(importlib.import_module(module, __package__), attribute)
+        return factory(params, **{**DEFAULTS, **self.options, **options})
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it is a class of this package."""
+        return self.factory.startswith("wpadamw:")
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot be built here, or None."""
+        if self.why_not is not None or self.package is None:
+            return self.why_not
+        module = re.split("[.:]", self.factory)[0]  # empty where it is one of ours
+        return why_missing(module or self.package, self.package)
+
+
+def _adam(**options: Any) -> dict[str, Any]:
+    return {"betas": (0.9, 0.999), "eps": 1e-8, **options}
+
+
+_TORCH, _WP = "torch.optim:AdamW", "wpadamw:WPAdamW"
+_RACE, _PEER = ("fp32", "peers"), ("peers",)
+_S = "prediction_steps"
+
+# fmt: off
+ENTRANTS = (
+    Entrant("AdamW", _TORCH, _adam(fused=True), ("study",)),
+    Entrant(FUSED, _TORCH, _adam(fused=True), (*_RACE, "train"), STEP_BYTES),
+    Entrant(OURS, _WP, _adam(), (*_RACE, "train"), STEP_BYTES + 4),
+    Entrant(OURS_WITHOUT_BACKUP, _WP, _adam(backup=False), _RACE, STEP_BYTES),
+    Entrant(PLAIN, ".steppers:PlainPrediction", _adam(), _RACE, 92, temporary_bytes=12),
+    Entrant(FOREACH, _TORCH, _adam(foreach=True), _RACE, temporary_bytes=16),
+    # On a GPU.
+    Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
+    Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),
+            STEP_BYTES),
+    Entrant(SCALED, ".steppers:Scaled", _adam(), ("fp32 cuda",), STEP_BYTES + 4),
+    Entrant(REPLAYED, ".steppers:Replayed", _adam(), ("fp32 cuda",), STEP_BYTES + 4),
+    # Over bfloat16.
+    Entrant(FUSED_BF16, ".steppers:MasterWeights", _adam(), ("bf16",), 40),
+    Entrant(OURS, _WP, _adam(), ("bf16",), STEP_BYTES, held_bytes=16),
+    Entrant(TRITON, _WP, _adam(backend="triton"), ("bf16 cuda",), STEP_BYTES, held_bytes=16),
+    # Trainings.
+    *(Entrant(f"WPAdamW, s = {s:g}", _WP, _adam(**{_S: s}), ("study",)) for s in (0.5, 1, 2, 3)),
+    Entrant("WPAdamW, s = 1, literal form", _WP, _adam(predict_in_step=False), ("study",)),
+    Entrant("NAdamW", "torch.optim:NAdam", _adam(decoupled_weight_decay=True), ("study", "train")),
+    Entrant("AdamWScheduleFree", ".steppers:schedule_free", _adam(), ("study", "train", "peers"),
+            temporary_bytes=16, package="schedulefree", is_scheduled=False),
+    # Beside other packages.
+    Entrant(FOR_LOOP, _TORCH, _adam(foreach=False), _PEER, temporary_bytes=8),
+    Entrant(COMPILED, ".steppers:Compiled", _adam(), _PEER, temporary_bytes=16),
+    *(
+        Entrant(name, factory, _adam(**options), _PEER, moved, temporary_bytes=16, package=package)
+        for name, factory, options, moved, package in (
+            (DEEPSPEED, "deepspeed.ops.adam:DeepSpeedCPUAdam", {"adamw_mode": True}, STEP_BYTES,
+             "deepspeed"),
+            (HEAVYBALL, "heavyball:AdamW", {}, None, "heavyball"),
+            ("AdamW (optimi)", "optimi:AdamW", {}, None, "torch-optimi"),
+            ("StableAdamW (pytorch_optimizer)", "pytorch_optimizer:StableAdamW", {}, None,
+             "pytorch_optimizer"),  # its AdamW is torch's
+            ("AdamW8bit (bitsandbytes)", "bitsandbytes.optim:AdamW8bit", {}, None, "bitsandbytes"),
+            (TORCHAO, "torchao.optim:AdamW8bit", {}, None, "torchao"),
+            ("FlashAdamW", "flashoptim:FlashAdamW", {}, None, "flashoptim"),
+        )
+    ),
+)
+# fmt: on
+
+
+def entrants(*parts: str) -> dict[str, Entrant]:
+    """Who takes part, by name."""
+    return {e.name: e for e in ENTRANTS if not {*parts}.isdisjoint(e.parts)}

@@ -1,0 +1,1 @@
+"""Whether prediction helps: trainings of small models with several optimizers."""

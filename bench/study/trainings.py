@@ -1,0 +1,204 @@
+"""The trainings of the study: one at a time, or many over processes, each kept in a file."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..registry import entrants
+from ..report.markup import rounded
+from .comparison import Record, Trainee, build, parameter_groups, to_device
+from .foresight import PredictionProbe, norm_ratio
+from .tasks import TASKS, Problem, Scale
+
+NUM_EVALUATIONS = 40
+# Without clipping the short trainings of the language models hang on chance at high rates.
+MAX_NORM = 1.0
+DIGITS = 6  # files stay small, and seeds differ by far more
+GROUPS = ("matrices", "vectors")  # of parameter_groups
+
+Training = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to be made: all that its result depends on beside the machine."""
+
+    task: str
+    optimizer: str
+    lr: float
+    seed: int
+    num_steps: int
+    scale: Scale
+    device: str
+    versions: tuple[str, ...]
+
+    @property
+    def slug(self) -> str:
+        """The job as the name of a file."""
+        words = f"{self.task} {self.optimizer} lr {self.lr:g} seed {self.seed} {self.num_steps}"
+        return re.sub(r"[^a-z0-9.]+", "-", words.lower())
+
+
+# One training.
+
+
+def train(job: Job) -> Training:
+    """Train; a model that diverges or an optimizer that raises leaves the reason.
+
+    Returns:
+        A record whose lists have an entry per evaluation: ``evaluated_steps``,
+        ``validation_losses``, ``norm_ratios`` and, for each group of an optimizer with prediction,
+        ``foresight`` with ``error`` and ``best_steps``. ``why`` is None or says what went wrong;
+        ``seconds`` is the time that all this took.
+    """
+    start = time.perf_counter()
+    training: Training = {"evaluated_steps": [], "validation_losses": [], "norm_ratios": []}
+    training |= {"foresight": {}, "why": None}
+    try:
+        _follow(training, job)
+    except Exception as error:  # anything a foreign optimizer may do
+        first_line = next(iter(str(error).splitlines()), "")
+        training["why"] = f"{type(error).__name__}: {first_line}"
+    return training | {"seconds": rounded(time.perf_counter() - start, DIGITS)}
+
+
+def _follow(training: Training, job: Job) -> None:
+    problem = posed(job.task, job.scale)
+    trainee = _start(problem, job)
+    predicts = entrants("study")[job.optimizer].predicts
+    device = torch.device(job.device)
+    validation = [to_device(batch, device) for batch in problem.validation]
+    generator = torch.Generator().manual_seed(job.seed)
+    evaluated = evaluated_steps(job.num_steps)
+    for step in range(1, job.num_steps + 1):
+        is_probed = predicts and step in evaluated
+        probe = PredictionProbe(trainee.optimizer) if is_probed else None
+        trainee.train_step(to_device(problem.draw_batch(generator), device))
+        if step not in evaluated:
+            continue
+        trainee.evaluate(step, validation)
+        if not math.isfinite(trainee.record.validation_losses[-1]):
+            training["why"] = f"diverged before step {step}"
+            return
+        _note(training, step, trainee, probe)
+
+
+@functools.cache
+def posed(task: str, scale: Scale) -> Problem:
+    """Make a task's data once per process."""
+    return TASKS[task].pose(scale)
+
+
+def _start(problem: Problem, job: Job) -> Trainee:
+    torch.manual_seed(job.seed)
+    model = problem.build_model().to(job.device)
+    groups = parameter_groups(model, TASKS[job.task].weight_decay)
+    optimizer, factor = build(entrants("study")[job.optimizer], groups, job.lr, job.num_steps)
+    return Trainee(Record(job.optimizer, job.seed), model, optimizer, factor, MAX_NORM)
+
+
+def evaluated_steps(num_steps: int) -> list[int]:
+    """Return the steps after which losses are taken: the last one, and not the first.
+
+    Nothing was predicted before the first.
+    """
+    parts = range(1, NUM_EVALUATIONS + 1)
+    return sorted({math.ceil(num_steps * part / NUM_EVALUATIONS) for part in parts} - {1})
+
+
+def _note(training: Training, step: int, trainee: Trainee, probe: PredictionProbe | None) -> None:
+    gradients = [p.grad for p in trainee.model.parameters() if p.grad is not None]
+    training["evaluated_steps"].append(step)
+    training["validation_losses"].append(rounded(trainee.record.validation_losses[-1], DIGITS))
+    training["norm_ratios"].append(rounded(norm_ratio(gradients), DIGITS))
+    for name, seen in zip(GROUPS, probe.after_step() if probe else (), strict=False):
+        lists = training["foresight"].setdefault(name, {"error": [], "best_steps": []})
+        for key, values in lists.items():
+            values.append(None if seen is None else rounded(getattr(seen, key), DIGITS))
+
+
+# Many trainings.
+
+
+def train_all(
+    jobs: Sequence[Job], folder: Path, num_workers: int
+) -> Iterator[tuple[Job, Training]]:
+    """Train what ``folder`` does not hold yet, over processes; yield each as it is done.
+
+    One process at a time per core, one thread each: small models gain little from threads.
+    """
+    missing = []
+    for job in jobs:
+        found = _read(job, folder)
+        if found is None:
+            missing.append(job)
+        else:
+            yield job, found
+    if missing:
+        yield from _train_missing(missing, folder, num_workers)
+
+
+def _train_missing(
+    jobs: Sequence[Job], folder: Path, num_workers: int
+) -> Iterator[tuple[Job, Training]]:
+    # Fresh interpreters: a forked one may hang in the threads of its parent.
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _prepare_worker)
+    try:
+        pending = {pool.submit(train, job): job for job in jobs}
+        for done in as_completed(pending):
+            training = done.result()
+            _write(pending[done], training, folder)
+            yield pending[done], training
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Workers of a pool would wait for jobs for ever after their parent was killed."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _path(job: Job, folder: Path) -> Path:
+    return folder / f"{job.slug}.json"
+
+
+def _read(job: Job, folder: Path) -> Training | None:
+    path = _path(job, folder)
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text())
+    return kept["training"] if kept["job"] == _as_json(job) else None
+
+
+def _write(job: Job, training: Training, folder: Path) -> None:
+    # Whoever is interrupted while writing leaves no half file behind.
+    path = _path(job, folder)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"job": _as_json(job), "training": training}) + "\n")
+    os.replace(partial, path)
+
+
+def _as_json(job: Job) -> Any:
+    return json.loads(json.dumps(asdict(job)))
