@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 FUSED = "AdamW(fused=True)"
 FUSED_BF16 = "AdamW(fused=True) on fp32 masters, and casts"
+FUSED_SGD = "SGD(fused=True)"
 FOREACH = "AdamW(foreach=True)"
 FOR_LOOP = "AdamW(foreach=False)"
 COMPILED = "AdamW, torch.compile"
@@ -98,6 +99,7 @@ def _adam(**options: Any) -> dict[str, Any]:
 
 
 _TORCH, _WP = "torch.optim:AdamW", "wpadamw:WPAdamW"
+_SGD: dict[str, Any] = {"momentum": 0.9}
 _RACE, _PEER = ("fp32", "peers"), ("peers",)
 _S = "prediction_steps"
 
@@ -109,6 +111,8 @@ ENTRANTS = (
     Entrant(OURS_WITHOUT_BACKUP, _WP, _adam(backup=False), _RACE, STEP_BYTES),
     Entrant(PLAIN, ".steppers:PlainPrediction", _adam(), _RACE, 92, temporary_bytes=12),
     Entrant(FOREACH, _TORCH, _adam(foreach=True), _RACE, temporary_bytes=16),
+    Entrant(FUSED_SGD, "torch.optim:SGD", _SGD | {"fused": True}, ("fp32", "study"), 20, 16),
+    Entrant("WPSGD", "wpadamw:WPSGD", _SGD, ("fp32", "study", "train"), 24, 16),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),
