@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from wpadamw._backends.device_kernels import DeviceKernels
 from wpadamw._backends.extension import dtype_code, extension
-from wpadamw._backends.interface import (
-    BucketTensors,
-    ColumnTensors,
-    DeviceRows,
-    Operation,
-    Rows,
-)
+from wpadamw._backends.interface import BucketTensors, Ledger, Operation, Rows
 from wpadamw.compat import current_stream
 
 NAME = "cuda"
@@ -31,7 +26,7 @@ def why_not(device_type: str) -> str | None:
     return extension().cuda.why_not() or None
 
 
-def _address(tensor: torch.Tensor | None) -> int:
+def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -61,44 +56,76 @@ class Kernels(DeviceKernels):
         """How many calls of `advance` have been launched."""
         return int(self.device_bucket.advanced)
 
-    def _run(
+    def _run_row(
         self,
         operation: Operation,
         grad_dtype: torch.dtype,
-        rows: Rows | DeviceRows,
-        last: Rows,
+        rows: Rows,
+        factor: float | Tensor,
+        found_inf: Tensor | None,
     ) -> None:
-        if isinstance(rows, DeviceRows) or rows.index or last.index or rows.grad_factor is not None:
-            super()._run(operation, grad_dtype, rows, last)
-        else:  # one row for all travels with the launch
-            self.device_bucket.run_row(
-                self.operations[operation],
-                self.dtypes[grad_dtype],
-                rows[0],
-                last.get(0) or (),
-                current_stream(self.device),
-            )
+        """With rows of the host that all parameters share: they travel with the launch."""
+        self.device_bucket.run_row(
+            self.operations[operation],
+            self.dtypes[grad_dtype],
+            rows.scalars.data_ptr(),
+            len(rows.scalars),
+            *_factor(factor),
+            _address(found_inf),
+            current_stream(self.device),
+        )
 
-    def _launch(self, operation: Operation, grad_dtype: torch.dtype, rows: DeviceRows) -> None:
+    def _launch(
+        self,
+        operation: Operation,
+        grad_dtype: torch.dtype,
+        rows: Rows,
+        factor: float | Tensor,
+        found_inf: Tensor | None,
+    ) -> None:
         self.device_bucket.run_rows(
             self.operations[operation],
             self.dtypes[grad_dtype],
             rows.scalars.data_ptr(),
-            rows.index.data_ptr(),
-            _address(rows.found_inf),
+            _address(rows.index),
+            *_factor(factor),
+            _address(found_inf),
             current_stream(self.device),
         )
 
-    def _advance(self, columns: ColumnTensors, operation: Operation) -> None:
-        self.device_bucket.advance(
-            columns.steps.numel(),
-            columns.steps.data_ptr(),
-            columns.predictions.data_ptr(),
-            columns.options.data_ptr(),
-            columns.has_grad.data_ptr(),
-            columns.rows.scalars.data_ptr(),
-            columns.rows.index.data_ptr(),
-            self.operations[operation],
-            _address(columns.rows.found_inf),
+    def _sums(
+        self,
+        grad_dtype: torch.dtype,
+        rows: Rows,
+        factor: float | Tensor,
+        partial: Tensor,
+        out: Tensor,
+    ) -> None:
+        self.device_bucket.sums(
+            self.dtypes[grad_dtype],
+            rows.scalars.data_ptr(),
+            _address(rows.index),
+            *_factor(factor),
+            partial.data_ptr(),
+            out.data_ptr(),
             current_stream(self.device),
         )
+
+    def _advance(self, ledger: Ledger, operation: Operation, found_inf: Tensor | None) -> None:
+        self.device_bucket.advance(
+            ledger.steps.numel(),
+            ledger.steps.data_ptr(),
+            ledger.predictions.data_ptr(),
+            ledger.hyper.data_ptr(),
+            ledger.has_grad.data_ptr(),
+            ledger.rows.scalars.data_ptr(),
+            _address(ledger.rows.index),
+            self.operations[operation],
+            _address(found_inf),
+            current_stream(self.device),
+        )
+
+
+def _factor(factor: float | Tensor) -> tuple[float, int]:
+    """A factor of the host, or the address of one on the device."""
+    return (1.0, factor.data_ptr()) if isinstance(factor, Tensor) else (factor, 0)
