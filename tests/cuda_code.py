@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SIZES = {"float": 4, "double": 8, "wpadamw::bfloat16": 2, "wpadamw::float16": 2}
-NUM_STATES = {"AdamW": 2, "AMSGrad": 3}
+# Of each rule: tensors of its state, those that an update reads, and those that a prediction reads.
+NUM_STATES = {"adamw": 2, "amsgrad": 3, "sgd": 1}
+NUM_PREDICTING = {"adamw": 2, "amsgrad": 2, "sgd": 1}
 OPERATIONS = ("step", "step_and_predict", "predict", "restore")
 
 _SIGNATURE = re.compile(
-    r"bucket_kernel<wpadamw::(?P<rule>\w+), (?P<param>[\w:]+), (?P<grad>[\w:]+), "
+    r"bucket_kernel<wpadamw::(?P<rule>\w+)::Rule, (?P<param>[\w:]+), (?P<grad>[\w:]+), "
     r"\(wpadamw::Operation\)(?P<operation>\d), (?P<has_backup>true|false)>"
 )
 _ACCESS = re.compile(r"\b((?:LD|ST|LDG|STG|LDL|STL|LDS|STS)\.[.\w]*|LDL|STL|LDS|STS)\b")
@@ -47,7 +49,7 @@ class BucketKernel:
         if self.operation == "restore" and self.has_backup:
             return weight
         if "step" not in self.operation:
-            return weight + 2 * self.real_size  # the direction's: exp_avg, and one of the squares
+            return weight + NUM_PREDICTING[self.rule] * self.real_size
         return weight + SIZES[self.grad] + NUM_STATES[self.rule] * self.real_size
 
     def bytes_written(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from extension_calls import int32s
+
 MOST = 2**61 - 1  # numbers of the state
 
 
@@ -11,6 +13,11 @@ def dtype(code):
 
 def operation(code):
     return lambda calls: calls.extension.Operation(code)
+
+
+def indices(*values):
+    """The address of such an index."""
+    return lambda calls: calls.memory.add("bad index", int32s(*values))
 
 
 def replaced(name, i, value):
@@ -23,13 +30,41 @@ def replaced(name, i, value):
     return change
 
 
-BAD_CODES = [
+BAD_DTYPES = [
     ("grad_dtype", dtype(99), "grad_dtype must be a known DType, got 99"),
     ("grad_dtype", dtype(2), "grad_dtype must be float32, got float16"),
+]
+BAD_CODES = [
+    *BAD_DTYPES,
     ("operation", operation(-1), "operation must be a known Operation, got -1"),
 ]
+# What every call over rows of the host refuses.
+BAD_THREADS = [
+    ("num_threads", 0, "num_threads must be >= 1, got 0"),
+    ("num_threads", 2**31 - 1, f"num_threads must be <= 4096, got {2**31 - 1}"),
+    (
+        "instruction_set",
+        "sse9",
+        "instruction_set must be one that this processor runs, got sse9",
+    ),
+]
+BAD_ROWS = [
+    ("scalars", 4100, "scalars must be a multiple of 8, got 4100"),
+    ("num_rows", 0, "num_rows must be >= 1, got 0"),
+    ("num_rows", 2**31, f"num_rows must be <= {2**31 - 1}, got {2**31}"),
+    ("num_rows", 1, "index[1] must be <= 0, got 1"),
+    ("index", 4098, "index must be a multiple of 4, got 4098"),
+    ("index", 2**64 - 4, "index must be the address of at least 24 bytes"),
+    ("index", indices(-1, 0, 0, 0, 0, 0), "index[0] must be >= 0, got -1"),
+    ("index", indices(0, 0, 2, 0, 0, 0), "index[2] must be <= 1, got 2"),
+    ("index", indices(0, 0, 0, 0, -2, 0), "index[4] must be >= -1, got -2"),
+    ("index", indices(0, 0, 0, 0, 0, 2), "index[5] must be <= 1, got 2"),
+]
+BAD_FACTOR = [
+    ("grad_factor_address", 4100, "grad_factor_address must be a multiple of 8, got 4100"),
+]
 BAD_FLAT = [
-    ("rule", "sgd", "rule must be a known name, got sgd"),
+    ("rule", "adam", "rule must be a known name, got adam"),
     ("param_dtype", dtype(99), "param_dtype must be a known DType, got 99"),
     ("state", [64], "state must have 2 entries, got 1"),
 ]
@@ -62,21 +97,16 @@ BAD_CPU = {
     ],
     "run": [
         *BAD_CODES,
-        ("scalars", [], "scalars must be rows of 10 numbers, got 0"),
-        ("scalars", [1.0] * 19, "scalars must be rows of 10 numbers, got 19"),
-        ("rows", [0, 1], "rows must have 3 entries, got 2"),
-        ("rows", [0, 1, 2], "rows[2] must be <= 1, got 2"),
-        ("rows", [-1, 0, 0], "rows[0] must be >= 0, got -1"),
-        ("last_rows", [0], "last_rows must have 3 entries, got 1"),
-        ("last_rows", [0, 2, 0], "last_rows[1] must be <= 1, got 2"),
-        ("last_rows", [0, 0, -2], "last_rows[2] must be >= -1, got -2"),
-        ("num_threads", 0, "num_threads must be >= 1, got 0"),
-        ("num_threads", 2**31 - 1, f"num_threads must be <= 4096, got {2**31 - 1}"),
-        (
-            "instruction_set",
-            "sse9",
-            "instruction_set must be one that this processor runs, got sse9",
-        ),
+        *BAD_ROWS,
+        *BAD_THREADS,
+        ("scalars", 0, "scalars must be the address of at least 144 bytes, got 0"),
+    ],
+    "sums": [
+        *BAD_DTYPES,
+        *BAD_ROWS,
+        *BAD_THREADS,
+        ("out", 0, "out must be the address of at least 24 bytes, got 0"),
+        ("out", 4100, "out must be a multiple of 8, got 4100"),
     ],
 }
 BAD_CUDA = {
@@ -96,25 +126,36 @@ BAD_CUDA = {
     ],
     "run_row": [
         *BAD_CODES,
-        ("row", [], "row must have 10 entries, got 0"),
-        ("last", [1.0], "last must have 10 entries, got 1"),
+        *BAD_FACTOR,
+        ("scalars", 0, "scalars must be the address of at least 144 bytes, got 0"),
+        ("num_rows", 0, "num_rows must be >= 1, got 0"),
+        ("num_rows", 3, "num_rows must be <= 2, got 3"),
+        ("found_inf", 4098, "found_inf must be a multiple of 4, got 4098"),
     ],
     "run_rows": [
         *BAD_CODES,
-        ("scalars", 0, "scalars must be the address of at least 80 bytes, got 0"),
+        *BAD_FACTOR,
+        ("scalars", 0, "scalars must be the address of at least 72 bytes, got 0"),
         ("index", 0, "index must be the address of at least 24 bytes, got 0"),
         ("index", 4098, "index must be a multiple of 4, got 4098"),
         ("found_inf", 4098, "found_inf must be a multiple of 4, got 4098"),
+    ],
+    "sums": [
+        *BAD_DTYPES,
+        *BAD_FACTOR,
+        ("index", 0, "index must be the address of at least 24 bytes, got 0"),
+        ("partial", 0, "partial must be the address of at least 16 bytes, got 0"),
+        ("out", 4100, "out must be a multiple of 8, got 4100"),
     ],
     "advance": [
         ("operation", operation(4), "operation must be a known Operation, got 4"),
         ("num_tensors", -1, "num_tensors must be >= 0, got -1"),
         ("num_tensors", 2**30, f"num_tensors must be <= {2**30 - 1}, got {2**30}"),
         ("steps", 0, "steps must be the address of at least 12 bytes, got 0"),
-        ("predictions", 0, "predictions must be the address of at least 168 bytes, got 0"),
-        ("options", 4100, "options must be a multiple of 8, got 4100"),
+        ("predictions", 0, "predictions must be the address of at least 120 bytes, got 0"),
+        ("hyper", 4100, "hyper must be a multiple of 8, got 4100"),
         ("has_grad", 0, "has_grad must be the address of at least 3 bytes, got 0"),
-        ("scalars", 0, "scalars must be the address of at least 480 bytes, got 0"),
+        ("scalars", 0, "scalars must be the address of at least 432 bytes, got 0"),
         ("index", 2**64 - 4, "index must be the address of at least 24 bytes"),
         ("found_inf", 2, "found_inf must be a multiple of 4, got 2"),
     ],
@@ -122,7 +163,8 @@ BAD_CUDA = {
 OF_ANOTHER_TYPE = {
     "Bucket": [("rule", None), ("param_dtype", 0), ("weight", -1), ("state", [2**64, 0])],
     "set_grads": [("grads", 64), ("grads", [-1, 0, 0]), ("grads", [None] * 3)],
-    "run": [("scalars", ["x"] * 10), ("rows", [2**31, 0, 0]), ("num_threads", 2**31)],
+    "run": [("scalars", [1.0]), ("num_rows", 2.5), ("index", None), ("num_threads", 2**31)],
+    "sums": [("out", -1), ("grad_factor", "x")],
 }
 NARROW = [
     ("weight", 0, "weight must be the address of at least 416 bytes, got 0"),

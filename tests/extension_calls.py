@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from typing import Any
 
 NUMELS = [3, 0, 40]
 OFFSETS = [0, 64, 64]
 FLAT_NUMEL = 104
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
-# grad_factor, 1 - beta1, beta2, 1 - beta2, inv_sqrt_bc2, eps, decay, step_size, and the prediction.
-ROW = [1.0, 0.1, 0.9, 0.1, 1.0, 1e-8, 0.9, 0.01, 0.9, 0.01]
+# Of adamw: 1 - beta1, beta2, 1 - beta2, decay, step_size; inv_sqrt_bc2, eps, and the prediction.
+ROW = [0.1, 0.9, 0.1, 0.9, 0.01, 1.0, 1e-8, 0.9, 0.01]
+ROW_BYTES, RECORD_BYTES, HYPER_BYTES = 8 * 9, 8 * 5, 8 * 7
 
 
 class Memory:
@@ -43,6 +45,10 @@ def int64s(*values: int) -> bytes:
     return b"".join(value.to_bytes(8, "little") for value in values)
 
 
+def int32s(*values: int) -> bytes:
+    return b"".join(value.to_bytes(4, "little", signed=True) for value in values)
+
+
 class Calls:
     """Arguments with which each call succeeds, and the calls."""
 
@@ -60,10 +66,11 @@ class Calls:
         ]
         self.flat = {"weight": weight, "state": state}
         self.of_bucket = {"rule": "adamw", "param_dtype": getattr(extension.DType, dtype)}
-        self.of_call = {
-            "operation": extension.Operation.step_and_predict,
-            "grad_dtype": self.of_bucket["param_dtype"],
-        }
+        self.operation = {"operation": extension.Operation.step_and_predict}
+        self.grad_dtype = {"grad_dtype": self.of_bucket["param_dtype"]}
+        self.rows = {"scalars": self.memory.add("scalars", struct.pack("18d", *ROW, *ROW))}
+        # A bucket of a rule that has terms to sum, beside the bucket of one that moves weights.
+        self.of_sums = {**self.of_bucket, "rule": "squares", "weight": 0, "state": []}
 
     def call(self, name: str, **changes: Any) -> Any:
         """With good arguments, but for these."""
@@ -85,25 +92,31 @@ class CpuCalls(Calls):
     def __init__(self, extension: Any, dtype: str = "float32") -> None:
         super().__init__(extension, dtype)
         spans = {"params": self.params, "offsets": OFFSETS, "numels": NUMELS}
+        index = self.memory.add("index", int32s(0, 1, 0, -1, 0, 1))
+        rest = {"num_rows": 2, "index": index, "grad_factor": 1.0}
+        rest |= {"num_threads": 2, "instruction_set": "baseline"}
+        out = self.memory.add("out", bytes(8 * len(NUMELS)))
         self.good = {
             "Bucket": {**self.of_bucket, **spans, **self.flat},
             "set_grads": {"grads": self.grads},
-            "run": {
-                **self.of_call,
-                **{"scalars": 2 * ROW, "rows": [0, 1, 0], "last_rows": [-1, 0, 1]},
-                **{"num_threads": 2, "instruction_set": "baseline"},
-            },
+            "run": {**self.operation, **self.grad_dtype, **self.rows, **rest},
+            "sums": {**self.grad_dtype, **self.rows, **rest, "out": out},
         }
         self.bucket = self.call("Bucket")
         self.call("set_grads")
+        self.sums_bucket = self.call("Bucket", **self.of_sums)
+        self.sums_bucket.set_grads(self.grads)
 
     def function(self, name: str) -> Any:
-        return self.extension.Bucket if name == "Bucket" else getattr(self.bucket, name)
+        if name == "Bucket":
+            return self.extension.Bucket
+        return getattr(self.sums_bucket if name == "sums" else self.bucket, name)
 
     def use(self) -> None:
-        """Do everything that the bucket can do."""
+        """Do everything that the buckets can do."""
         self.call("run")
         self.call("run", operation=self.extension.Operation.restore)
+        self.call("sums")
 
 
 class CudaCalls(Calls):
@@ -121,28 +134,35 @@ class CudaCalls(Calls):
         ]
         table = {"chunks": add("chunks", b"".join(chunks)), "num_chunks": len(chunks)}
         grads = {"num_tensors": n, "grads": add("addresses of gradients", int64s(*self.grads))}
+        factor = {"grad_factor": 1.0, "grad_factor_address": 0}
         end = {"found_inf": add("found_inf", bytes(4)), "stream": 0}
-        rows = {"scalars": numbers("scalars", 2 * n * 80), "index": add("index", bytes(2 * n * 4))}
-        columns = {
+        index = {"index": add("index", bytes(2 * n * 4))}
+        sums = {"partial": numbers("partial", len(chunks) * 8), "out": numbers("out", n * 8)}
+        ledger = {
             "steps": numbers("steps", n * 4),
-            "predictions": numbers("predictions", n * 56),
-            "options": numbers("options", 72),
+            "predictions": numbers("predictions", n * RECORD_BYTES),
+            "hyper": numbers("hyper", HYPER_BYTES),
             "has_grad": add("has_grad", b"\1" * n),
+            "scalars": numbers("rows of the ledger", 2 * n * ROW_BYTES),
+            "index": add("index of the ledger", bytes(2 * n * 4)),
         }
-        operation = {"operation": self.of_call["operation"]}
+        of_call = {**self.operation, **self.grad_dtype, **self.rows}
         self.good = {
             "Bucket": {**self.of_bucket, **table, **grads, **self.flat},
-            "run_row": {**self.of_call, "row": ROW, "last": ROW, "stream": 0},
-            "run_rows": {**self.of_call, **rows, **end},
-            "advance": {"num_tensors": n, **columns, **rows, **operation, **end},
+            "run_row": {**of_call, "num_rows": 2, **factor, **end},
+            "run_rows": {**of_call, **index, **factor, **end},
+            "sums": {**self.grad_dtype, **self.rows, **index, **factor, **sums, "stream": 0},
+            "advance": {"num_tensors": n, **ledger, **self.operation, **end},
         }
         self.bucket = self.call("Bucket")
+        self.sums_bucket = self.call("Bucket", **self.of_sums)
 
     def function(self, name: str) -> Any:
-        owner = self.extension.cuda if name == "Bucket" else self.bucket
-        return getattr(owner, name)
+        if name == "Bucket":
+            return self.extension.cuda.Bucket
+        return getattr(self.sums_bucket if name == "sums" else self.bucket, name)
 
     def use(self) -> None:
-        """Do everything that the bucket can do."""
-        for name in ("run_row", "run_rows", "advance"):
+        """Do everything that the buckets can do."""
+        for name in ("run_row", "run_rows", "sums", "advance"):
             self.call(name)

@@ -2,6 +2,7 @@
 // over blocks and threads. For tests on machines without a GPU.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstddef>
@@ -24,66 +25,77 @@ struct dim3 {
 
 inline thread_local dim3 gridDim, blockDim, blockIdx, threadIdx;
 
-// The threads of a block take turns at its barriers: each is a coroutine with a stack of its own.
+// The threads of a block take turns at its barriers: each is a coroutine with a stack of its own,
+// which runs its thread of one block after the other. Jumps between them ask nothing of the system.
 class BlockOnHost {
  public:
-  // The first thread tells whether the kernel has barriers; without one the others need no stacks.
+  // The first thread tells whether the kernel has barriers; without one the others need no turns.
   void run(unsigned num_threads, const std::function<void()>& kernel) {
     kernel_ = &kernel;
-    if (threads_.size() < num_threads) threads_.resize(num_threads);  // contexts must not move
+    if (turns_.size() < num_threads) turns_.resize(num_threads);
     if (is_waiting_after_turn(0)) {
-      for (bool is_any_waiting = true; is_any_waiting;) {
-        is_any_waiting = false;
-        for (unsigned i = 1; i < num_threads; ++i) is_any_waiting |= is_waiting_after_turn(i);
-        is_any_waiting |= is_waiting_after_turn(0);
-      }
+      for (unsigned i = 1; i < num_threads; ++i) is_waiting_after_turn(i);
+      while (is_any_waiting_after_turns(num_threads)) {}
     } else {
       for (threadIdx.x = 1; threadIdx.x < num_threads; ++threadIdx.x) kernel();
     }
   }
 
+  // Of the thread that has the turn.
   void wait() {
-    Thread& thread = threads_[threadIdx.x];
-    swapcontext(&thread.context, &scheduler_);
+    if (_setjmp(turns_[threadIdx.x].place) == 0) _longjmp(scheduler_, 1);
   }
 
  private:
-  struct Thread {
-    ucontext_t context;
+  struct Turn {
+    jmp_buf place;
     std::vector<char> stack;
-    bool is_running = false;
+    bool is_waiting = false;  // at a barrier
   };
 
   bool is_waiting_after_turn(unsigned i) {
-    Thread& thread = threads_[i];
     threadIdx.x = i;
-    if (!thread.is_running) start(thread);
-    swapcontext(&scheduler_, &thread.context);
-    return thread.is_running;
+    if (_setjmp(scheduler_) == 0) {
+      if (!turns_[i].stack.empty()) _longjmp(turns_[i].place, 1);
+      start(turns_[i]);
+    }
+    return turns_[threadIdx.x].is_waiting;
   }
 
-  void start(Thread& thread) {
-    thread.stack.resize(1 << 16);
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.data();
-    thread.context.uc_stack.ss_size = thread.stack.size();
-    thread.context.uc_link = &scheduler_;
-    thread.is_running = true;
-    makecontext(&thread.context, &BlockOnHost::enter, 0);
+  bool is_any_waiting_after_turns(unsigned num_threads) {
+    bool is_any_waiting = false;
+    for (unsigned i = 0; i < num_threads; ++i) {
+      if (turns_[i].is_waiting) is_any_waiting |= is_waiting_after_turn(i);
+    }
+    return is_any_waiting;
   }
 
-  static void enter();
+  static void start(Turn& turn) {
+    turn.stack.resize(1 << 16);
+    ucontext_t beginning;
+    getcontext(&beginning);
+    beginning.uc_stack.ss_sp = turn.stack.data();
+    beginning.uc_stack.ss_size = turn.stack.size();
+    makecontext(&beginning, &BlockOnHost::run_turns, 0);
+    setcontext(&beginning);
+  }
+
+  static void run_turns();
 
   const std::function<void()>* kernel_ = nullptr;
-  ucontext_t scheduler_;
-  std::vector<Thread> threads_;
+  jmp_buf scheduler_;
+  std::vector<Turn> turns_;
 };
 
 inline thread_local BlockOnHost block_on_host;
 
-inline void BlockOnHost::enter() {
-  (*block_on_host.kernel_)();
-  block_on_host.threads_[threadIdx.x].is_running = false;
+inline void BlockOnHost::run_turns() {
+  for (;;) {
+    block_on_host.turns_[threadIdx.x].is_waiting = true;
+    (*block_on_host.kernel_)();
+    block_on_host.turns_[threadIdx.x].is_waiting = false;
+    block_on_host.wait();
+  }
 }
 
 inline void __syncthreads() { block_on_host.wait(); }
