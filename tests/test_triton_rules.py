@@ -13,8 +13,8 @@ import torch
 from helpers import assert_same_bits, wide
 from rules.blend import Blend
 
-from wpadamw._backends import torch_ledger, triton
 from wpadamw._backends import torch as specification
+from wpadamw._backends import torch_ledger, triton
 from wpadamw._backends.interface import (
     BucketTensors,
     Gradients,
