@@ -83,8 +83,8 @@ def buckets() -> list[Instantiation]:
     moving = [one for one in adamw if one.operation == "step_and_predict"]
     return [
         *(*adamw, *amsgrad, *sgd),
-        *elsewhere([one for one in moving if one.param != "float16"]),
-        *elsewhere([one for one in (*amsgrad, *sgd) if is_largest(one)]),
+        *elsewhere([one for one in moving if one.param == one.grad in ("float32", "bfloat16")]),
+        *elsewhere([one for one in (*adamw, *amsgrad, *sgd) if is_largest(one)]),
         amsgrad[0]._replace(has_flag=True),
     ]
 
@@ -212,8 +212,8 @@ def machine_code(cubin: bytes) -> dict[str, Any]:
         file.flush()
         usage = tool_output("cuobjdump", "-res-usage", file.name)
         sass = tool_output("nvdisasm", "-c", file.name)
-    pattern = r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
-    registers, stack, shared, local = map(int, re.findall(pattern, usage)[-1])
+    pattern = r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
+    registers, stack, local = map(int, re.findall(pattern, usage)[-1])
     return {
         "registers": registers,
         "kept_elsewhere": stack + local,
