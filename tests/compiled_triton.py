@@ -13,39 +13,35 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 import triton
+from rules.blend import Blend
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from wpadamw._backends import triton as backend
-from wpadamw._backends.interface import (
-    BucketTensors,
-    ColumnTensors,
-    DeviceRows,
-    Operation,
-)
-from wpadamw.rules import AdamW, AMSGrad
+from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
+from wpadamw.rules.adamw import AdamW
+from wpadamw.rules.amsgrad import AMSGrad
+from wpadamw.rules.rule import Rule
+from wpadamw.rules.sgd import SGD
+from wpadamw.rules.squares import Squares
 
-RULES = {rule.name: rule for rule in (AdamW(), AMSGrad())}
+RULES = {rule.name: rule for rule in (AdamW(), AMSGrad(), SGD(), Squares(), Blend())}
 NARROW = ("bfloat16", "float16")
+PARAMS = ("float32", *NARROW, "float64")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {
-    torch.bool: "*i1",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-}
 
 
 class Instantiation(NamedTuple):
-    """What launches of ``bucket_kernel`` differ by."""
+    """What launches of a kernel differ by, and what it is compiled for."""
 
+    kernel: str
+    architecture: int
     rule: str
     param: str
     grad: str
@@ -54,25 +50,88 @@ class Instantiation(NamedTuple):
     has_flag: bool = False  # found_inf
 
 
-def instantiations() -> list[Instantiation]:
-    """All that an optimizer may launch; with the flag, one for many."""
+def instantiations(rule: str) -> list[Instantiation]:
+    """Operations of a rule that an optimizer may launch, without a flag."""
     found = []
-    for rule, param in itertools.product(RULES, ("float32", *NARROW, "float64")):
-        backups = (True,) if param in NARROW else (True, False)
-        for operation, has_backup in itertools.product(Operation, backups):
-            grads = {param, "float32"} if "step" in operation.name else {param}
-            found += [
-                Instantiation(rule, param, grad, operation.name, has_backup)
-                for grad in sorted(grads)
-            ]
-    return [*found, Instantiation("amsgrad", "float32", "float32", "step", False, has_flag=True)]
+    for param, operation in itertools.product(PARAMS, Operation):
+        grads = {param, "float32"} if "step" in operation.name else {param}
+        found += [
+            Instantiation("bucket", 90, rule, param, grad, operation.name, has_backup)
+            for grad, has_backup in itertools.product(sorted(grads), (True, False))
+            if has_backup or param not in NARROW
+        ]
+    return found
+
+
+def is_largest(chosen: Instantiation) -> bool:
+    """Whether it computes the most, and needs the most registers."""
+    return chosen[3:] == ("float64", "float32", "step_and_predict", False, False)
+
+
+def elsewhere(chosen: list[Instantiation]) -> list[Instantiation]:
+    """The same for the other architectures."""
+    return [one._replace(architecture=number) for number in (80, 100) for one in chosen]
+
+
+def buckets() -> list[Instantiation]:
+    """All of one rule for Hopper, and of other rules and architectures what may differ."""
+    adamw = instantiations("adamw")
+    amsgrad, sgd = (
+        [one for one in instantiations(rule) if one.param == "float32" or is_largest(one)]
+        for rule in ("amsgrad", "sgd")
+    )
+    moving = [one for one in adamw if one.operation == "step_and_predict"]
+    return [
+        *(*adamw, *amsgrad, *sgd),
+        *elsewhere([one for one in moving if one.param == one.grad in ("float32", "bfloat16")]),
+        *elsewhere([one for one in (*adamw, *amsgrad, *sgd) if is_largest(one)]),
+        amsgrad[0]._replace(has_flag=True),
+    ]
+
+
+def covering() -> list[Instantiation]:
+    """What is compiled: each kernel once for Hopper, and what may differ from there."""
+    sums = [
+        Instantiation("chunk_sums", 90, "blend", param, param, "sums", True)
+        for param in ("float32", "bfloat16", "float64")
+    ]
+    squares = sums[0]._replace(rule="squares", has_backup=False)
+    advances = [
+        Instantiation("advance", 90, "adamw", "float32", "float32", operation.name, True)
+        for operation in Operation
+    ]
+    return [
+        *buckets(),
+        *(*sums, squares, *elsewhere(sums[:1]), squares._replace(kernel="tensor_sums")),
+        *(*advances, advances[0]._replace(has_flag=True), advances[1]._replace(rule="sgd")),
+        *elsewhere(advances[1:2]),
+    ]
 
 
 # Launches.
 
 
+class Driver:
+    """Stands for the machine: its device is the architecture."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+
 class Recorder:
     """Stands for a kernel, and keeps what it is launched with."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
 
     def __getitem__(self, grid: tuple[int]) -> Recorder:
         return self
@@ -80,8 +139,12 @@ class Recorder:
     def __call__(self, *arguments: Any, **options: Any) -> None:
         self.arguments, self.options = arguments, options
 
+    def compile(self) -> Any:
+        """What the launch would compile, and run."""
+        return self.kernel.warmup(*self.arguments, grid=(1,), **self.options)
 
-def kernels_of(rule: AdamW, dtype: torch.dtype, has_backup: bool) -> backend.Kernels:
+
+def kernels_of(rule: Rule, dtype: torch.dtype, has_backup: bool) -> backend.Kernels:
     """Those of a bucket of one parameter."""
     param = torch.zeros(8, dtype=dtype)
     flat = torch.zeros(64, dtype=torch.promote_types(dtype, torch.float32))
@@ -98,67 +161,42 @@ def kernels_of(rule: AdamW, dtype: torch.dtype, has_backup: bool) -> backend.Ker
     )
 
 
-def rows(has_flag: bool) -> DeviceRows:
-    """For one parameter."""
-    flag = torch.zeros(1) if has_flag else None
-    scalars = torch.zeros(2, 10, dtype=torch.float64)
-    return DeviceRows(scalars, torch.zeros(2, 1, dtype=torch.int32), flag)
-
-
-def recorded(kernels: backend.Kernels, module: str, launch: Any) -> Recorder:
-    """What a kernel is launched with by a function."""
-    real, recorder = kernels.modules[module], Recorder()
-    stand_in = SimpleNamespace(**{**vars(real), module.removesuffix("s"): recorder})
-    kernels.modules = {**kernels.modules, module: stand_in}
-    launch()
-    return recorder
-
-
-def bucket_launch(chosen: Instantiation) -> Recorder:
-    """The launch of an operation."""
-    kernels = kernels_of(RULES[chosen.rule], getattr(torch, chosen.param), chosen.has_backup)
-    grad = torch.zeros(8, dtype=getattr(torch, chosen.grad))
+def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], Any]:
+    """What launches a kernel."""
+    rule, grad = kernels.bucket.rule, getattr(torch, chosen.grad)
+    num_step, num_look = len(rule.Step._fields), len(rule.Look._fields)
+    table = torch.zeros(2, num_step + num_look, dtype=torch.float64)
+    rows = Rows(table, torch.zeros(2, 1, dtype=torch.int32))
+    factor = torch.ones(1, dtype=torch.float64)
+    flag = torch.zeros(1) if chosen.has_flag else None
+    if chosen.operation == "sums":
+        return lambda: kernels._sum(grad, rows, factor)
     operation = Operation[chosen.operation]
-    return recorded(
-        kernels,
-        "bucket_kernels",
-        lambda: kernels._run(operation, grad.dtype, rows(chosen.has_flag), None),
-    )
+    if chosen.kernel == "bucket":
+        return lambda: kernels._launch(operation, grad, rows, factor, flag)
+    predictions = torch.zeros(1, 1 + num_look, dtype=torch.float64)
+    hyper = torch.zeros(len(rule.Hyper._fields), dtype=torch.float64)
+    ledger = LedgerTensors(torch.zeros(1), predictions, hyper, torch.zeros(1).bool(), rows)
+    return lambda: kernels.advance(ledger, operation, flag)
 
 
-def advance_launch(operation: Operation, has_flag: bool) -> Recorder:
-    """The launch of ``advance_kernel``."""
-    numbers = torch.zeros(9, dtype=torch.float64)
-    columns = ColumnTensors(torch.zeros(1), numbers, numbers, torch.zeros(1).bool(), rows(has_flag))
-    kernels = kernels_of(AdamW(), torch.float32, True)
-    return recorded(kernels, "advance_kernel", lambda: kernels.advance(columns, operation))
+def launched(chosen: Instantiation) -> Recorder:
+    """The launch of a kernel."""
+    triton.runtime.driver.set_active(Driver(chosen.architecture))
+    kernels = kernels_of(RULES[chosen.rule], getattr(torch, chosen.param), chosen.has_backup)
+    recorders: dict[str, Recorder] = {}
+
+    def stand_in(module: Any) -> SimpleNamespace:
+        names = [name for name in vars(module) if name.endswith("_kernel")]
+        recorders.update({name: Recorder(getattr(module, name)) for name in names})
+        return SimpleNamespace(**{**vars(module), **recorders})
+
+    kernels.modules = {name: stand_in(module) for name, module in kernels.modules.items()}
+    launch_of(chosen, kernels)()
+    return recorders[f"{chosen.kernel}_kernel"]
 
 
 # What becomes of them.
-
-
-def compiled(kernel: Any, launch: Recorder, architecture: int) -> Any:
-    """What a launch compiles, for tensors as torch allocates them: at multiples of 16 bytes."""
-    options = {name: launch.options[name] for name in ("num_warps", "enable_fp_fusion")}
-    constants = {name: value for name, value in launch.options.items() if name not in options}
-    names = [name for name in kernel.arg_names if name not in constants]
-    arguments = dict(zip(names, launch.arguments, strict=True))
-    constants |= {name: None for name, argument in arguments.items() if argument is None}
-    signature = {
-        name: "constexpr"
-        if name in constants
-        else TYPES[arguments[name].dtype]
-        if isinstance(arguments[name], torch.Tensor)
-        else "i32"
-        for name in kernel.arg_names
-    }
-    attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i, kind in enumerate(signature.values())
-        if kind.startswith("*")
-    }
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
 def tool_output(name: str, *arguments: str) -> str:
@@ -174,18 +212,19 @@ def machine_code(cubin: bytes) -> dict[str, Any]:
         file.flush()
         usage = tool_output("cuobjdump", "-res-usage", file.name)
         sass = tool_output("nvdisasm", "-c", file.name)
-    pattern = r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
-    registers, stack, shared, local = map(int, re.findall(pattern, usage)[-1])
+    pattern = r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
+    registers, stack, local = map(int, re.findall(pattern, usage)[-1])
     return {
         "registers": registers,
-        "kept_elsewhere": stack + shared + local,
+        "kept_elsewhere": stack + local,
         "accesses": Counter(re.findall(r"\b(?:LD|ST)[GLS]?(?:\.[.\w]+)?\b(?= )", sass)),
     }
 
 
-def facts(kernel: Any, launch: Recorder, architecture: int) -> dict[str, Any]:
+def facts(chosen: Instantiation) -> dict[str, Any]:
     """Of one instantiation."""
-    found = compiled(kernel, launch, architecture)
+    launch = launched(chosen)
+    found = launch.compile()
     ptx = re.sub(r"//.*", "", found.asm["ptx"])
     return {
         "shared": found.metadata.shared,
@@ -193,7 +232,7 @@ def facts(kernel: Any, launch: Recorder, architecture: int) -> dict[str, Any]:
         "rounded_otherwise": re.findall(
             r"\b(?:fma|mad)\.(?:rn|f)[.\w]*|\S*\.(?:approx|ftz|full)\S*", ptx
         ),
-        "roots_and_quotients": sorted(set(re.findall(r"\b(?:div|sqrt)\.\w+\.f\d+", ptx))),
+        "roots_and_quotients": Counter(re.findall(r"\b(?:div|sqrt)\.\w+\.f\d+", ptx)),
         # Those of whole chunks, as kind, number of elements and their bits.
         "vectors": Counter(
             ".".join(parts)
@@ -203,40 +242,9 @@ def facts(kernel: Any, launch: Recorder, architecture: int) -> dict[str, Any]:
     }
 
 
-def chosen_for(architecture: int) -> list[Instantiation]:
-    """All for Hopper; for others those that move and compute the most."""
-    return [
-        chosen
-        for chosen in instantiations()
-        if architecture == 90
-        or (chosen.operation == "step_and_predict" and chosen.param != "float16")
-    ]
-
-
 def main(worker: int, workers: int) -> None:
-    """Print the facts of one worker's share, per architecture."""
-    modules = backend._kernels()
-    bucket = modules["bucket_kernels"].bucket_kernel
-    advance = modules["advance_kernel"].advance_kernel
-    advances = list(itertools.product(Operation, (False, True)))
-    found = {
-        architecture: {
-            "bucket": [
-                (chosen, facts(bucket, bucket_launch(chosen), architecture))
-                for chosen in chosen_for(architecture)[worker::workers]
-            ],
-            "advance": [
-                (
-                    [operation.name, flag],
-                    facts(advance, advance_launch(operation, flag), architecture),
-                )
-                for operation, flag in advances[worker::workers]
-                if architecture == 90 or operation is Operation.step
-            ],
-        }
-        for architecture in (80, 90, 100)
-    }
-    print(json.dumps(found))
+    """Print the facts of one worker's share."""
+    print(json.dumps([(chosen, facts(chosen)) for chosen in covering()[worker::workers]]))
 
 
 if __name__ == "__main__":

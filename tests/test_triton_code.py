@@ -9,9 +9,9 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
-from cuda_code import BucketKernel
 
 from wpadamw._backends.device_table import CHUNK_NUMEL
 
@@ -21,19 +21,67 @@ pytestmark = pytest.mark.skipif(
 
 PROGRAM = Path(__file__).with_name("compiled_triton.py")
 WORKERS = 2
-# As tests/cuda_code.py names them.
-RULES = {"adamw": "AdamW", "amsgrad": "AMSGrad"}
-TYPES = {
-    "float32": "float",
-    "float64": "double",
-    "bfloat16": "wpadamw::bfloat16",
-    "float16": "wpadamw::float16",
-}
+SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+# States of a rule, and how many of them a prediction reads.
+STATES = {"adamw": (2, 2), "amsgrad": (3, 2), "sgd": (1, 1)}
+
+
+class Kernel(NamedTuple):
+    """An instantiation of a kernel, and facts of it: see compiled_triton.py."""
+
+    kernel: str
+    architecture: int
+    rule: str
+    param: str
+    grad: str
+    operation: str
+    has_backup: bool
+    has_flag: bool
+    facts: dict[str, Any]
+
+    @property
+    def updates(self) -> bool:
+        return "step" in self.operation
+
+    @property
+    def real_size(self) -> int:
+        """Bytes of a number of the state."""
+        return max(4, SIZES[self.param])
+
+    def read(self) -> Counter[str]:
+        """How many arrays an operation reads of each dtype: the table of the operations."""
+        num_states, num_predicting = STATES[self.rule]
+        arrays = Counter({self.real if self.has_backup else self.param: 1})
+        if self.updates:
+            arrays += Counter({self.grad: 1}) + Counter({self.real: num_states})
+        elif self.operation == "predict" or not self.has_backup:
+            arrays[self.real] += num_predicting
+        return arrays
+
+    def written(self) -> Counter[str]:
+        """How many arrays an operation writes of each dtype: the table of the operations."""
+        num_states, _ = STATES[self.rule]
+        kept = num_states + self.has_backup if self.updates else 0
+        return Counter({self.param: 1}) + Counter({self.real: kept})
+
+    @property
+    def real(self) -> str:
+        return "float64" if self.param == "float64" else "float32"
+
+    def moved(self, kind: str, width: int) -> float:
+        """Bytes per parameter that a whole chunk moves by vectors of so many bytes."""
+        vectors = {"v4.32": 16, "v2.64": 16, "v2.32": 8}
+        per_thread = sum(
+            width * self.facts["vectors"].get(f"{kind}.{name}", 0)
+            for name, size in vectors.items()
+            if size == width
+        )
+        return per_thread * self.facts["threads"] / CHUNK_NUMEL
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Facts of all instantiations, by architecture. The compiler says nothing."""
+def found(tmp_path_factory):
+    """All that is compiled. The compiler says nothing."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -42,80 +90,105 @@ def compiled(tmp_path_factory):
         command = [sys.executable, "-W", "error", str(PROGRAM), str(worker), str(WORKERS)]
         return subprocess.Popen(command, env=environment, **pipe)
 
-    parts = []
+    kernels = []
     for process in [start(worker) for worker in range(WORKERS)]:
         output, errors = process.communicate()
         assert (process.returncode, errors) == (0, "")
-        parts.append(json.loads(output))
-    return {
-        int(key): {kind: [fact for part in parts for fact in part[key][kind]] for kind in value}
-        for key, value in parts[0].items()
+        kernels += [Kernel(*chosen, facts) for chosen, facts in json.loads(output)]
+    return kernels
+
+
+@pytest.fixture
+def buckets(found):
+    return [kernel for kernel in found if kernel.kernel == "bucket"]
+
+
+def name_of(kernel):
+    return kernel[:-1]
+
+
+def bytes_by_width(kernel, arrays):
+    """Bytes per parameter that arrays move by 8 and by 16 bytes: as many elements of each."""
+    moved = Counter()
+    for dtype, number in arrays.items():
+        moved[16 * SIZES[dtype] // kernel.real_size] += number * SIZES[dtype]
+    return [moved[8], moved[16]]
+
+
+def test_every_kernel_is_compiled_once(found):
+    names = [name_of(kernel) for kernel in found]
+    assert len(set(names)) == len(names)
+    assert {kernel.architecture for kernel in found} == {80, 90, 100}
+    kinds = Counter((kernel.kernel, kernel.rule) for kernel in found if kernel.architecture == 90)
+    assert kinds == {
+        ("bucket", "adamw"): 32,
+        ("bucket", "amsgrad"): 10,
+        ("bucket", "sgd"): 9,
+        ("chunk_sums", "blend"): 3,
+        ("chunk_sums", "squares"): 1,
+        ("tensor_sums", "squares"): 1,
+        ("advance", "adamw"): 5,
+        ("advance", "sgd"): 1,
     }
 
 
-@pytest.fixture(params=[80, 90, 100], ids="sm_{}".format)
-def found(request, compiled):
-    return compiled[request.param]
+def test_whole_chunks_move_by_vectors_the_bytes_of_the_table(buckets):
+    for kernel in buckets:
+        for kind, arrays in [("ld", kernel.read()), ("st", kernel.written())]:
+            moved = [kernel.moved(kind, width) for width in (8, 16)]
+            assert moved == bytes_by_width(kernel, arrays), (kind, name_of(kernel))
 
 
-def in_c(rule, param, grad, operation, has_backup, has_flag):
-    """The CUDA kernel that does the same: it has the table of bytes."""
-    return BucketKernel(RULES[rule], TYPES[param], TYPES[grad], operation, has_backup, Counter())
+def test_sums_read_by_vectors_what_their_terms_need(found):
+    for kernel in found:
+        if kernel.kernel == "chunk_sums":
+            arrays = Counter({kernel.grad: 1})
+            if kernel.rule == "blend":
+                arrays[kernel.real] += 2  # the true weight and the state
+            moved = [kernel.moved("ld", width) for width in (8, 16)]
+            assert moved == bytes_by_width(kernel, arrays), name_of(kernel)
+            assert kernel.moved("st", 8) == kernel.moved("st", 16) == 0, name_of(kernel)
 
 
-def narrow_bytes(rule, param, grad, operation, has_backup, has_flag):
-    """Bytes per parameter, read and written, of arrays narrower than the state."""
-    size = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
-    real = max(4, size[param])
-    read = size[grad] if "step" in operation and size[grad] < real else 0
-    return read, size[param] if size[param] < real else 0
-
-
-def bytes_of(facts, kind, size):
-    """Bytes per parameter that a whole chunk moves by vectors of a size in bytes."""
-    vectors = {"v4.32": 16, "v2.64": 16, "v2.32": 8}
-    per_thread = sum(
-        size * facts["vectors"].get(f"{kind}.{name}", 0)
-        for name, found in vectors.items()
-        if found == size
-    )
-    return per_thread * facts["threads"] / CHUNK_NUMEL
-
-
-def test_every_instantiation_is_compiled(compiled):
-    found = compiled[90]
-    # Those of tests/test_cuda_code.py and one with a flag; operations with and without a flag.
-    assert len({tuple(chosen) for chosen, _ in found["bucket"]}) == 65
-    assert len(found["advance"]) == 8
-
-
-def test_whole_chunks_move_by_vectors_the_bytes_of_the_table(found):
-    for chosen, facts in found["bucket"]:
-        table, (narrow_read, narrow_written) = in_c(*chosen), narrow_bytes(*chosen)
-        assert bytes_of(facts, "ld", 8) == narrow_read, chosen
-        assert bytes_of(facts, "st", 8) == narrow_written, chosen
-        assert bytes_of(facts, "ld", 16) == table.bytes_read() - narrow_read, chosen
-        assert bytes_of(facts, "st", 16) == table.bytes_written() - narrow_written, chosen
-
-
-def test_the_machine_has_an_instruction_for_every_vector(found):
-    for chosen, facts in found["bucket"]:
+def test_the_machine_has_an_instruction_for_every_vector(buckets):
+    for kernel in buckets:
+        vectors, accesses = kernel.facts["vectors"], kernel.facts["accesses"]
         for kind, name in [("ld", "LDG.E.128"), ("st", "STG.E.128")]:
-            wide = sum(facts["vectors"].get(f"{kind}.{shape}", 0) for shape in ("v4.32", "v2.64"))
-            assert facts["accesses"].get(name, 0) == wide, chosen
+            wide = sum(vectors.get(f"{kind}.{shape}", 0) for shape in ("v4.32", "v2.64"))
+            assert accesses.get(name, 0) == wide, name_of(kernel)
 
 
-def test_nothing_spills_or_goes_through_shared_memory(found):
-    for name, facts in found["bucket"] + found["advance"]:
-        assert (facts["shared"], facts["kept_elsewhere"]) == (0, 0), name
-        kinds = {access.split(".")[0] for access in facts["accesses"]}
-        assert kinds == {"LDG", "STG"}, name
+def test_nothing_spills(found):
+    for kernel in found:
+        assert kernel.facts["kept_elsewhere"] == 0, name_of(kernel)
+        kinds = {access.split(".")[0] for access in kernel.facts["accesses"]}
+        assert kinds <= {"LDG", "STG", "LDS", "STS"}, name_of(kernel)
+
+
+def test_only_sums_of_chunks_go_through_shared_memory(found):
+    for kernel in found:
+        if kernel.kernel != "chunk_sums":
+            assert kernel.facts["shared"] == 0, name_of(kernel)
+            kinds = {access.split(".")[0] for access in kernel.facts["accesses"]}
+            assert kinds == {"LDG", "STG"}, name_of(kernel)
+
+
+def test_a_direction_is_computed_once(buckets):
+    """A prediction after a step goes along the direction of the step."""
+    exact = {kernel[:-1]: kernel.facts["roots_and_quotients"] for kernel in buckets}
+    pairs = 0
+    for name, operations in exact.items():
+        both = tuple("step_and_predict" if part == "step" else part for part in name)
+        if both != name and both in exact:
+            assert exact[both] == operations, name
+            pairs += 1
+    assert pairs > 10
 
 
 def test_every_operation_is_rounded_once(found):
     roots_and_quotients = set()
-    for name, facts in found["bucket"] + found["advance"]:
-        assert facts["rounded_otherwise"] == [], name
-        roots_and_quotients.update(facts["roots_and_quotients"])
+    for kernel in found:
+        assert kernel.facts["rounded_otherwise"] == [], name_of(kernel)
+        roots_and_quotients.update(kernel.facts["roots_and_quotients"])
     real = {"div.rn.f32", "sqrt.rn.f32", "div.rn.f64", "sqrt.rn.f64"}
     assert roots_and_quotients == real

@@ -28,15 +28,16 @@ def run_block(
     offset,
     begin,
     factor,
-    step,
-    look,
-    last_look,
+    row,
     moves,
+    last_row,
     holds_prediction,
     STEP: tl.constexpr,
     PREDICT: tl.constexpr,
     RECOVER: tl.constexpr,
     NUM_STATES: tl.constexpr,
+    NUM_STEP: tl.constexpr,
+    NUM_LOOK: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
@@ -47,8 +48,8 @@ def run_block(
 ):
     """BLOCK_NUMEL elements of a chunk from ``first`` on; those from ``numel`` on, if any, are not.
 
-    All loads of arrays come before the first use of one; values are stored as soon as they are
-    known, to make room in the registers.
+    All loads of arrays come before the first use of one. To make room in the registers scalars are
+    loaded no sooner than they are needed, and values are stored as soon as they are known.
     """
     i = first + tl.arange(0, BLOCK_NUMEL)
     mask = None if numel is None else i < numel
@@ -68,9 +69,14 @@ def run_block(
     state = load_each(states, mask, NUM_STATES)
 
     if RECOVER is not None:
+        last_look = load_row(last_row + NUM_STEP, holds_prediction, NUM_LOOK, STATE_DTYPE)
         w = tl.where(holds_prediction, RECOVER(w, state, last_look), w)
+    if STEP is not None or PREDICT is not None:
+        look = load_row(row + NUM_STEP, moves, NUM_LOOK, STATE_DTYPE)
     if STEP is not None:
-        w, state = STEP(w, state, g * factor, step, look)
+        step = load_row(row, None, NUM_STEP, STATE_DTYPE)
+        g *= tl.load(factor).to(STATE_DTYPE)
+        w, state = STEP(w, state, g, step, look)
         store_each(states, state, mask, NUM_STATES)
         if weight is not None:
             tl.store(weight, w, mask)
@@ -118,24 +124,16 @@ def bucket_kernel(
     if found_inf is not None:  # noqa: SIM102 -- decided when it is compiled
         if tl.load(found_inf) != 0:
             return
-    WIDTH: tl.constexpr = NUM_STEP + NUM_LOOK
     param, offset, begin, tensor, numel = load_chunk(chunks)
     grad = param
-    size, step, look, last_look, row, last = None, (), (), (), 0, 0
     if STEP is not None:
         grad = tl.load(grads + tensor)
         if grad == 0:
             return
-        size = tl.load(factor).to(STATE_DTYPE)
-    if STEP is not None or PREDICT is not None:
-        row = tl.load(index + tensor).to(tl.int64)
-        own = scalars + row * WIDTH
-        step = load_row(own, row >= 0, NUM_STEP, STATE_DTYPE)
-        look = load_row(own + NUM_STEP, row >= 0, NUM_LOOK, STATE_DTYPE)
-    if RECOVER is not None:
-        last = tl.load(index + num_tensors + tensor).to(tl.int64)
-        held = scalars + last * WIDTH + NUM_STEP
-        last_look = load_row(held, last >= 0, NUM_LOOK, STATE_DTYPE)
+    place = tl.load(index + tensor).to(tl.int64)
+    last_place = tl.load(index + num_tensors + tensor).to(tl.int64)
+    row = scalars + place * (NUM_STEP + NUM_LOOK)
+    last_row = scalars + last_place * (NUM_STEP + NUM_LOOK)
 
     # A chunk begins at a multiple of these bytes where its tensor does.
     is_aligned = (param % PARAM_ALIGNMENT == 0) & (grad % GRAD_ALIGNMENT == 0)
@@ -149,16 +147,17 @@ def bucket_kernel(
             states,
             offset,
             begin,
-            size,
-            step,
-            look,
-            last_look,
-            row >= 0,
-            last >= 0,
+            factor,
+            row,
+            place >= 0,
+            last_row,
+            last_place >= 0,
             STEP,
             PREDICT,
             RECOVER,
             NUM_STATES,
+            NUM_STEP,
+            NUM_LOOK,
             PARAM_DTYPE,
             GRAD_DTYPE,
             STATE_DTYPE,
@@ -180,16 +179,17 @@ def bucket_kernel(
                 states,
                 offset,
                 begin,
-                size,
-                step,
-                look,
-                last_look,
-                row >= 0,
-                last >= 0,
+                factor,
+                row,
+                place >= 0,
+                last_row,
+                last_place >= 0,
                 STEP,
                 PREDICT,
                 RECOVER,
                 NUM_STATES,
+                NUM_STEP,
+                NUM_LOOK,
                 PARAM_DTYPE,
                 GRAD_DTYPE,
                 STATE_DTYPE,

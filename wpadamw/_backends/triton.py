@@ -112,9 +112,6 @@ class Kernels(DeviceKernels):
 
     def _types(self, grad_dtype: torch.dtype) -> dict[str, Any]:
         width = 16 // self.state_dtype.itemsize  # elements of a 16-byte access of the state
-        # Of each array a thread does two, or one where the registers do not suffice: gradients
-        # that become float64 made some compilers spill.
-        num_accesses = 1 if grad_dtype.itemsize < self.param_dtype.itemsize else 2
         return {
             **self.widths,
             "NUM_STATES": len(self.bucket.state_flat),
@@ -124,7 +121,7 @@ class Kernels(DeviceKernels):
             "PARAM_ALIGNMENT": width * self.param_dtype.itemsize,
             "GRAD_ALIGNMENT": width * grad_dtype.itemsize,
             "CHUNK_NUMEL": CHUNK_NUMEL,
-            "num_warps": CHUNK_NUMEL // (num_accesses * width * 32),
+            "num_warps": CHUNK_NUMEL // (2 * width * 32),  # two accesses of each array a thread
             "enable_fp_fusion": False,
         }
 
