@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+
 import wpadamw
 from wpadamw.rules import adamw, amsgrad, sgd
 from wpadamw.rules.rule import Rule
@@ -131,6 +133,11 @@ class RuleCase(NamedTuple):
     make: Any
     slow: type[Slow]
     options: dict[str, Any]
+
+    def hyper(self, **options: Any) -> Any:
+        """The hyper-parameters, as the rule names them."""
+        (group,) = self.make([torch.zeros(1)], **self.options, **options).param_groups
+        return self.rule().hyper(group, group["lr"])
 
 
 _ADAM: dict[str, Any] = {"betas": (0.87, 0.993), "eps": 1e-6, "weight_decay": 0.07}

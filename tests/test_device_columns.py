@@ -20,11 +20,11 @@ from helpers import (
     set_grad,
     wide,
 )
-
-from wpadamw import WPAdamW, _backends, layout
 from wpadamw.columns import Columns, StepOptions
 from wpadamw.device_columns import DeviceColumns
 from wpadamw.scalars import Prediction, prediction_scalars, step_scalars
+
+from wpadamw import WPAdamW, _backends, layout
 from wpadamw.scaling import Scaling
 
 NUMELS = [5, 64, 0, 3000]

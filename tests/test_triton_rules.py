@@ -10,6 +10,7 @@ import os
 
 import numpy
 import pytest
+import rule_table
 import torch
 from helpers import assert_same_bits, wide
 from rules.blend import Blend
@@ -24,10 +25,7 @@ from wpadamw._backends.interface import (
     Operation,
     Rows,
 )
-from wpadamw.rules.adamw import AdamW
-from wpadamw.rules.amsgrad import AMSGrad
 from wpadamw.rules.rule import Rule
-from wpadamw.rules.sgd import SGD
 from wpadamw.rules.squares import Squares
 
 pytestmark = [
@@ -38,14 +36,14 @@ pytestmark = [
     ),
 ]
 
+CASES = {case.rule.name: case for case in rule_table.RULES.values()}
 HYPER = {
-    "adamw": (0.01, 0.9, 0.999, 1e-8, 0.1, 1.5, 0.1),
-    "amsgrad": (0.01, 0.9, 0.999, 1e-8, 0.1, 1.5, 0.1),
-    "sgd": (0.01, 0.9, 0.3, 0.1, 1.0, 2.0),
+    **{name: case.hyper(lr=0.01, prediction_steps=1.5) for name, case in CASES.items()},
     "blend": (0.9, 0.02),
     "squares": (),
 }
-RULES = {rule.name: rule for rule in (AdamW(), AMSGrad(), SGD(), Blend(), Squares())}
+RULES = {name: case.rule() for name, case in CASES.items()}
+RULES |= {"blend": Blend(), "squares": Squares()}
 UPDATING = [rule for rule in RULES.values() if rule.state_names]
 SUMMING = [rule for rule in RULES.values() if rule.num_terms]
 COUNTS = (1, 2, 50)

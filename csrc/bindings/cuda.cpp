@@ -137,6 +137,12 @@ void sums(const py::object& self, DType grad_dtype, uintptr_t scalars, uintptr_t
   cuda::sum(bucket, call, bucket.kernels(), num_terms, of_chunks, of_tensors);
 }
 
+void total(uintptr_t numbers, int64_t count, uintptr_t out, uintptr_t stream) {
+  check_range("count", count, 0, INT64_MAX / int64_t{sizeof(double)});
+  const auto* from = array<const double>("numbers", numbers, count);
+  cuda::total(from, count, array<double>("out", out, 1), pointer<void>(stream));
+}
+
 void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintptr_t predictions,
              uintptr_t hyper, uintptr_t has_grad, uintptr_t scalars, uintptr_t index,
              Operation operation, uintptr_t found_inf, uintptr_t stream) {
@@ -185,6 +191,7 @@ void bind_cuda(py::module_& m) {
       .def_property_readonly("completed", &completed)
       .def_property_readonly("advanced", &advanced);
   refuse_second_init<BoundBucket>(bucket);
+  m.def("total", &total, py::arg("numbers"), py::arg("count"), py::arg("out"), py::arg("stream"));
   m.def("why_not", &cuda::why_not);
   m.attr("chunk_numel") = kChunkNumel;
 }

@@ -38,6 +38,14 @@ __global__ void add_chunks(const Chunk* chunks, int64_t num_chunks, const uintpt
   }
 }
 
+// One thread, from the first number to the last.
+__global__ void add_numbers(const double* numbers, int64_t count, double* total) {
+  double sum = 0.0;
+#pragma unroll 8
+  for (int64_t i = 0; i < count; ++i) sum += numbers[i];
+  *total = sum;
+}
+
 int position_of(const Bucket& bucket, const Call& call) {
   return wpadamw::position_of(bucket.param_dtype, call.grad_dtype);
 }
@@ -63,6 +71,11 @@ void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num
                            bucket.num_tensors, num_terms, static_cast<const double*>(partial),
                            sums),
         "launch of add_chunks");
+}
+
+void total(const double* numbers, int64_t count, double* total, void* stream) {
+  const cudaLaunchConfig_t config = launch_config(1, 1, stream);
+  check(cudaLaunchKernelEx(&config, add_numbers, numbers, count, total), "launch of add_numbers");
 }
 
 std::string why_not() {

@@ -96,6 +96,8 @@ void run(const Bucket& bucket, const Call& call, const Kernels& kernels);
 // The sums of all terms over each tensor, sums[term * num_tensors + tensor], by way of `partial`.
 void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
          double* partial, double* sums);
+// The sum of numbers in device memory, from the first to the last.
+void total(const double* numbers, int64_t count, double* total, void* stream);
 
 // Why no kernel of this build runs here, or an empty string.
 std::string why_not();

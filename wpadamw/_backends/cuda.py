@@ -89,6 +89,13 @@ class Kernels(DeviceKernels):
         )
         return sums
 
+    def _total(self, sums: Tensor) -> Tensor:
+        total = torch.empty((), dtype=torch.float64, device=self.device)
+        extension().cuda.total(
+            sums.data_ptr(), sums.numel(), total.data_ptr(), current_stream(self.device)
+        )
+        return total
+
     def _advance(
         self, ledger: LedgerTensors, operation: Operation, found_inf: Tensor | None
     ) -> None:
