@@ -7,6 +7,8 @@ import operator
 
 from torch import Tensor
 
+from wpadamw import layout
+
 # A tensor is summed in chunks of this many elements, from its first one.
 CHUNK_NUMEL = 2048
 
@@ -28,6 +30,6 @@ def total(terms: Tensor) -> Tensor:
 
 def in_order(numbers: Tensor) -> Tensor:
     """The sum of float64 numbers from the first to the last, one element."""
-    if numbers.device.type == "cpu":  # Python's numbers are the same, and faster
+    if not layout.host_must_not_wait(numbers.device):  # Python's numbers are the same, and faster
         return numbers.new_tensor(functools.reduce(operator.add, numbers.tolist(), 0.0))
     return functools.reduce(operator.add, numbers.unbind(), numbers.new_zeros(()))
