@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from helpers import needs_cpp
 
+from wpadamw.rules.rule import Rule
+
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-KERNEL = CSRC / "cpu" / "bucket_kernels.cpp"
+RULES = sorted(path.stem for path in (CSRC / "rules").iterdir())
 PACKAGE = ROOT / "wpadamw"
 
 on_x86 = pytest.mark.skipif(
@@ -52,7 +54,7 @@ class CMakeFlags:
         shared = self.one(r"target_compile_options\(cpu_\$\{isa\} PRIVATE ([^)]*)\)")
         define = self.one(r"target_compile_definitions\(cpu_\$\{isa\} PRIVATE (\S+)=\$\{isa\}\)")
         standard = self.variables["CMAKE_CXX_STANDARD"].strip()
-        return [f"-std=c++{standard}", f"-D{define}={isa}", *self.expand(shared), "-fopenmp"]
+        return [f"-std=c++{standard}", f"-D{define}={isa}", *self.expand(shared), f"-I{CSRC}"]
 
 
 FORBIDDEN_FLAGS = (
@@ -95,36 +97,44 @@ def gcc():
     return compiler
 
 
-def fewest_loops():
-    """How many loops over a bucket there are at least, counted as the kernel is written."""
-    (names,) = re.findall(r"#define WPADAMW_FOR_EACH_RULE\(APPLY\)((?:.*\\\n)+.*)", rules_text())
-    num_rules = len(re.findall(r"APPLY\(\w+\)", names))
-    # float32 and, with two dtypes of gradients, float64: step, step_and_predict and predict from
-    # three sources, and the restore from a prediction. Other restores may become memcpy.
-    full = 3 * (3 * 3 + 1)
-    # bfloat16 and float16 with two dtypes of gradients: four operations with a backup.
-    narrow = 4 * 4
-    # Whole blocks, and the tail.
-    return num_rules * 2 * (full + narrow)
+# float32 and, with two dtypes of gradients, float64: step and step_and_predict from three sources.
+# float32 and float64: a prediction from two, and the restore from a prediction. bfloat16 and float16:
+# two steps with two dtypes of gradients, and a prediction. Restores from a backup may become memcpy.
+LOOPS_OVER_A_BUCKET = 3 * 2 * 3 + 2 * (2 + 1) + 2 * (2 * 2 + 1)
+# Per rule: whole blocks and the tail of each; or, of a sum, the loop over terms.
+FEWEST_LOOPS = dict.fromkeys(RULES, 2 * LOOPS_OVER_A_BUCKET) | {"squares": 7}
 
 
-def rules_text():
-    return (CSRC / "rules" / "rules.h").read_text()
+def kernels_of(rule, folder):
+    """The source that CMake makes of the template."""
+    text = (CSRC / "cpu" / "rule.cpp.in").read_text()
+    text = text.replace("@WPADAMW_RULE_HEADER@", f"rules/{rule}.h").replace("@WPADAMW_RULE@", rule)
+    source = folder / f"{rule}.cpp"
+    source.write_text(text)
+    return source
+
+
+def loop_after(name, pragma):
+    """Where the loop behind a pragma stands, as the compiler names it."""
+    lines = (CSRC / "cpu" / name).read_text().splitlines()
+    (position,) = [i for i, line in enumerate(lines) if pragma in line]
+    return f"{name}:{position + 2}:"
 
 
 @on_x86
-def test_every_loop_over_a_bucket_is_vectorized_to_full_width(tmp_path):
-    lines = KERNEL.read_text().splitlines()
-    (pragma,) = [i for i, line in enumerate(lines) if "#pragma GCC ivdep" in line]
-    loop = f"{KERNEL.name}:{pragma + 2}:"
+@pytest.mark.parametrize("rule", RULES)
+def test_every_loop_over_a_bucket_is_vectorized_to_full_width(rule, tmp_path):
+    name = "sum_loop.h" if rule == "squares" else "bucket_loop.h"
+    loop = loop_after(name, "#pragma GCC ivdep")
     report = "-fopt-info-vec-optimized-missed"
-    command = [gcc(), *CMakeFlags().of("avx512"), report, "-c", KERNEL, "-o", tmp_path / "loop.o"]
+    source, flags = kernels_of(rule, tmp_path), CMakeFlags().of("avx512")
+    command = [gcc(), *flags, report, "-c", source, "-o", tmp_path / "loop.o"]
 
     log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
     notes = [line for line in log.splitlines() if loop in line]
     vectorized = [note for note in notes if "loop vectorized using 64 byte vectors" in note]
-    assert len(vectorized) >= fewest_loops()
+    assert len(vectorized) >= FEWEST_LOOPS[rule]
     assert [note for note in notes if "couldn't vectorize loop" in note] == []
 
 
@@ -145,22 +155,24 @@ def test_the_extension_has_no_fused_and_no_approximate_instruction():
 
 # Layers of the C++ sources.
 
-SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
+SOURCES = sorted(
+    path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".in")
+)
 
 # What a directory or file may include, besides its own directory.
-NUMBERS = {"rules", "operation.h", "scalars.h", "float_types.h", "dtype.h", "host_device.h"}
+NUMBERS = {"rule.h", "operation.h", "combinations.h", "float_types.h", "dtype.h", "host_device.h"}
 MAY_INCLUDE = {
     "host_device.h": set(),
     "dtype.h": set(),
-    "scalars.h": {"host_device.h"},
     "float_types.h": {"host_device.h"},
-    "step_scalars.h": {"host_device.h", "scalars.h"},
-    "rules": {"host_device.h", "scalars.h"},
-    "operation.h": {"host_device.h", "scalars.h"},
+    "rule.h": {"host_device.h"},
+    "rules": {"rule.h"},
+    "operation.h": {"host_device.h", "rule.h"},
+    "combinations.h": {"dtype.h", "float_types.h", "operation.h", "rule.h"},
     "bucket.h": {"dtype.h", "operation.h"},
     "cpu": NUMBERS | {"bucket.h"},
-    "cuda": NUMBERS | {"step_scalars.h"},
-    "bindings": {"rules", "bucket.h", "operation.h", "scalars.h", "dtype.h", "cpu", "cuda"},
+    "cuda": NUMBERS,
+    "bindings": {"bucket.h", "operation.h", "dtype.h", "rule.h", "cpu", "cuda"},
 }
 
 
@@ -172,6 +184,12 @@ def layer(path):
     return path.resolve().relative_to(CSRC).parts[0]
 
 
+def included(path):
+    """The files that a source includes; what CMake makes of a template includes from csrc."""
+    for name in includes(path, '"([^"@]+)"'):
+        yield CSRC / name if path.suffix == ".in" else path.parent / name
+
+
 def includes(path, pattern):
     return re.findall(rf"^\s*#\s*include\s*{pattern}", path.read_text(), re.MULTILINE)
 
@@ -179,7 +197,7 @@ def includes(path, pattern):
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_sources_include_lower_layers_only(path):
     allowed = MAY_INCLUDE[layer(path)] | {layer(path)}
-    assert {layer(path.parent / name) for name in includes(path, '"([^"]+)"')} <= allowed
+    assert {layer(name) for name in included(path)} <= allowed
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
@@ -192,12 +210,36 @@ def test_kernels_know_neither_torch_nor_python(path):
         assert [name for name in headers if name.startswith("cuda")] == []
 
 
-@pytest.mark.parametrize("path", sorted((CSRC / "rules").iterdir()), ids=relative)
-def test_rules_have_no_loop_no_pointer_and_no_dtype(path):
-    code = without_comments(path.read_text()).replace("static constexpr const char* kName", "")
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_have_no_loop_no_pointer_and_no_dtype(rule):
+    code = without_comments((CSRC / "rules" / f"{rule}.h").read_text())
     assert re.findall(r"\b(?:for|while|do|goto)\b", code) == []
     assert re.findall(r"[\w>]\*|->|&\w", code) == []
-    assert re.findall(r"\b(?:float|double|bfloat16|float16|half)\b", code) == []
+    # Scalars are float64 until they are rounded.
+    assert re.findall(r"\b(?:float|bfloat16|float16|half)\b", code) == []
+
+
+def test_every_rule_is_a_namespace_of_its_own_name():
+    assert {"adamw", "amsgrad", "sgd", "squares"} <= set(RULES)
+    for rule in RULES:
+        assert f"namespace wpadamw::{rule} {{" in (CSRC / "rules" / f"{rule}.h").read_text()
+
+
+@needs_cpp
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_have_the_names_of_their_specification(rule):
+    module = importlib.import_module(f"wpadamw.rules.{rule}")
+    (specified,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and vars(value).get("name") == rule
+    ]
+    found = importlib.import_module("wpadamw._C").rules()[rule]
+    assert found["state"] == list(specified.state_names)
+    for part in ("hyper", "step", "look"):
+        assert found[part] == list(getattr(specified, part.title())._fields)
+    assert found["num_terms"] == specified.num_terms
+    assert found["can_recover"] == (specified.recover is not Rule.recover)
 
 
 # Layers of the Python package.
