@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extension_calls import int32s
+from extension_calls import Memory, int32s
 
 MOST = 2**61 - 1  # numbers of the state
 
@@ -16,8 +16,13 @@ def operation(code):
 
 
 def indices(*values):
-    """The address of such an index."""
-    return lambda calls: calls.memory.add("bad index", int32s(*values))
+    """The address of such an index, in memory of its own."""
+
+    def change(calls):
+        calls.memory_of_index = Memory()
+        return calls.memory_of_index.add("index", int32s(*values))
+
+    return change
 
 
 def replaced(name, i, value):
@@ -49,7 +54,6 @@ BAD_THREADS = [
     ),
 ]
 BAD_ROWS = [
-    ("scalars", 4100, "scalars must be a multiple of 8, got 4100"),
     ("num_rows", 0, "num_rows must be >= 1, got 0"),
     ("num_rows", 2**31, f"num_rows must be <= {2**31 - 1}, got {2**31}"),
     ("num_rows", 1, "index[1] must be <= 0, got 1"),
@@ -100,6 +104,7 @@ BAD_CPU = {
         *BAD_ROWS,
         *BAD_THREADS,
         ("scalars", 0, "scalars must be the address of at least 144 bytes, got 0"),
+        ("scalars", 4100, "scalars must be a multiple of 8, got 4100"),
     ],
     "sums": [
         *BAD_DTYPES,

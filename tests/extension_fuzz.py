@@ -18,7 +18,7 @@ SIZES_BEYOND = [-1, -(2**31), 2**31, 2**40, 2**63 - 1]
 LISTS_OF_SIZES = ("offsets", "numels")
 LISTS_OF_ADDRESSES = ("params", "state", "grads")
 # How a length is wrong differs, so that no two of them are wrong in agreement.
-WRONG_LENGTHS = {"params": 4, "offsets": 2, "numels": 1, "state": 5, "grads": 2, "rows": 2}
+WRONG_LENGTHS = {"params": 4, "offsets": 2, "numels": 1, "state": 5, "grads": 2}
 
 
 def spoil_entry(dice: random.Random, values: list[Any], bad: list[Any]) -> list[Any]:
@@ -30,18 +30,20 @@ def with_length(values: list[Any], length: int) -> list[Any]:
     return (list(values) * length)[:length]
 
 
-def spoilt(dice: random.Random, name: str, good: Any, has_address_table: bool) -> Any:
+def spoilt(dice: random.Random, name: str, good: Any) -> Any:
     """A value that the argument must not have."""
     addresses = [0, 4097, 2**64 - 4, -1, 2**64, None]
     choices = {
-        "rule": ["", "sgd", "AdamW", "\0", None],
+        "rule": ["", "adam", "AdamW", "\0", None],
         "num_threads": [0, -1, 4097, 2**31 - 1, 2**31, "1", None],
         "num_chunks": [*SIZES_BEYOND, None],
         "num_tensors": [*SIZES_BEYOND, None],
         "instruction_set": ["", "sse9", "avx2 ", 3],
-        "scalars": [0, 4097, -1] if has_address_table else [[], [1.0] * 9, [None] * 10, None],
-        "row": [[], [1.0] * 9, [1.0] * 11, None],
-        "last": [[1.0] * 9, [1.0] * 11, None],
+        "scalars": [4097, 2**64 - 4, -1, None, [1.0] * 9],
+        "num_rows": [0, -1, 2**31, 2**63, None],
+        "index": [4097, 2**64 - 4, -1, 2**64, None],
+        "grad_factor": ["x", None, []],
+        "grad_factor_address": [4097, 2**64 - 4, -1, 2**64, None],
         "weight": addresses[1:],  # 0: no backup
         "found_inf": [1, 4098, 2**64 - 2, -1, 2**64, None],
         "has_grad": [0, 2**64 - 2, -1, None],
@@ -57,8 +59,6 @@ def spoilt(dice: random.Random, name: str, good: Any, has_address_table: bool) -
         return with_length(good, WRONG_LENGTHS.get(name, 7))
     if name in LISTS_OF_SIZES:
         return spoil_entry(dice, good, [-1, -(2**63), 2**61, 2**63 - 1, 2**63, None])
-    if name in ("rows", "last_rows"):
-        return spoil_entry(dice, good, [-2, 2, 2**31 - 1, -(2**31), 2**31, None])
     # Which gradients are misaligned is known when a step runs.
     bad = [2**64 - 4, -1, 2**64, None] if name == "grads" else addresses
     return spoil_entry(dice, good, bad)
@@ -79,9 +79,10 @@ def spoil(dice: random.Random, calls: Calls) -> None:
     """One call, of which one to three arguments are bad."""
     name = dice.choice(list(calls.good))
     arguments = dict(calls.good[name])
-    for argument in dice.sample(list(arguments), min(len(arguments), dice.randint(1, 3))):
-        has_address_table = name in ("run_rows", "advance")
-        arguments[argument] = spoilt(dice, argument, arguments[argument], has_address_table)
+    # The rule that is summed has no scalars: where they lie does not matter.
+    names = [argument for argument in arguments if (name, argument) != ("sums", "scalars")]
+    for argument in dice.sample(names, min(len(names), dice.randint(1, 3))):
+        arguments[argument] = spoilt(dice, argument, arguments[argument])
     check_refusal(calls, name, arguments)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from extension_bad_calls import BAD_CPU, BAD_CUDA, NARROW, OF_ANOTHER_TYPE
-from extension_calls import ROW, CpuCalls, CudaCalls
+from extension_calls import CpuCalls, CudaCalls, int32s
 from helpers import needs_cpp
 
 pytestmark = needs_cpp
@@ -87,7 +87,46 @@ def test_tensors_without_elements_need_no_address(extension, cuda_extension_on_h
     cuda.bucket = cuda.call("Bucket", **nothing, chunks=0, num_chunks=0, num_tensors=0, grads=0)
     cuda.call("run_row")
     cuda.call("run_rows", scalars=0, index=0)
-    cuda.call("advance", num_tensors=0, steps=0, predictions=0, options=0, has_grad=0)
+    cuda.sums_bucket = cuda.call("Bucket", **cuda.of_sums, chunks=0, num_chunks=0, num_tensors=0)
+    cuda.call("sums", scalars=0, index=0, partial=0, out=0)
+    cuda.call("advance", num_tensors=0, steps=0, predictions=0, hyper=0, has_grad=0)
+
+
+# Rules.
+
+
+def test_rules_tell_their_names(extension):
+    rules = extension.rules()
+    assert {"adamw", "amsgrad", "sgd", "squares"} <= set(rules)
+    assert rules["adamw"] == rules["amsgrad"] | {"state": ["exp_avg", "exp_avg_sq"]}
+    assert rules["squares"] == {
+        **{"state": [], "hyper": [], "step": [], "look": []},
+        **{"num_terms": 1, "can_recover": False},
+    }
+
+
+@pytest.mark.parametrize("kind", [CpuCalls, CudaCalls])
+def test_what_a_rule_has_not_is_refused_by_name(kind, cuda_extension_on_host):
+    calls = kind(cuda_extension_on_host)
+    run = "run" if kind is CpuCalls else "run_row"
+    with pytest.raises(ValueError, match="rule must be one that moves weights, got squares"):
+        getattr(calls.sums_bucket, run)(**calls.good[run])
+    with pytest.raises(ValueError, match="rule must be one with terms to sum, got adamw"):
+        calls.bucket.sums(**calls.good["sums"])
+    with pytest.raises(
+        ValueError, match="rule must be one that recovers weights where weight is 0, got blend"
+    ):
+        calls.call("Bucket", rule="blend", weight=0, state=calls.flat["state"][:1])
+    calls.call("Bucket", rule="blend", state=calls.flat["state"][:1])
+
+
+def test_a_prediction_that_moves_nothing_leaves_parameters_alone(extension):
+    calls = CpuCalls(extension)
+    index = calls.memory.add("index of a prediction", int32s(-1, -1, 0, -1, -1, -1))
+    before = calls.memory.content()
+    calls.call("run", operation=extension.Operation.predict, index=index)
+    changed = {name for name, value in calls.memory.content().items() if value != before[name]}
+    assert changed == {"params[2]"}
 
 
 # Gradients.
@@ -126,7 +165,7 @@ def test_a_bucket_that_runs_in_another_thread_is_left_alone(extension):
     spans = {"params": [param], "offsets": [0], "numels": [numel]}
     calls.bucket = calls.call("Bucket", **spans, weight=flat[0], state=flat[1:])
     calls.call("set_grads", grads=[grad])
-    one_row = {"scalars": ROW, "rows": [], "last_rows": []}
+    one_row = {"num_rows": 1, "index": 0}
     thread = threading.Thread(target=lambda: [calls.call("run", **one_row) for _ in range(20)])
     refusals = set()
     thread.start()
@@ -179,7 +218,7 @@ def test_init_is_called_once_and_again_after_a_refusal(kind, cuda_extension_on_h
     bucket_type = type(calls.bucket)
     again = bucket_type.__new__(bucket_type)
     with pytest.raises(ValueError, match="rule must be a known name"):
-        again.__init__(**{**calls.good["Bucket"], "rule": "sgd"})
+        again.__init__(**{**calls.good["Bucket"], "rule": "adam"})
     again.__init__(**calls.good["Bucket"])
     calls.bucket = again
     if kind is CpuCalls:

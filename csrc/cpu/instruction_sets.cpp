@@ -51,8 +51,8 @@ const Kernels& kernels_of(size_t rule, const char* instruction_set) {
     const bool is_wanted = instruction_set == nullptr || !std::strcmp(set.name, instruction_set);
     if (is_wanted && set.is_supported()) return *set.kernels[rule];
   }
-  throw std::invalid_argument(std::string("instruction_set must be one that this processor runs, got ") +
-                              instruction_set);
+  const std::string constraint = "instruction_set must be one that this processor runs, got ";
+  throw std::invalid_argument(constraint + instruction_set);
 }
 
 }  // namespace wpadamw::cpu
