@@ -241,9 +241,9 @@ def unpacked(function):
     """The names that a function's arguments are unpacked into, by argument."""
     found = {}
     for node in ast.walk(ast.parse(inspect.getsource(function))):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
-            if isinstance(names := node.targets[0], ast.Tuple):
-                found[node.value.id] = tuple(name.id.lstrip("_") for name in names.elts)
+        match node:
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name(id=argument)):
+                found[argument] = tuple(name.id.lstrip("_") for name in names)
     return found
 
 
