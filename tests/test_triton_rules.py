@@ -239,13 +239,9 @@ def unpacked(function):
     """The names that a function's arguments are unpacked into, by argument."""
     found = {}
     for node in ast.walk(ast.parse(inspect.getsource(function))):
-        if isinstance(node, ast.Assign):
-            target, value = node.targets[0], node.value
-            values = value.elts if isinstance(value, ast.Tuple) else [value]
-            targets = target.elts if isinstance(value, ast.Tuple) else [target]
-            for names, argument in zip(targets, values, strict=False):
-                if isinstance(names, ast.Tuple) and isinstance(argument, ast.Name):
-                    found[argument.id] = tuple(name.id.lstrip("_") for name in names.elts)
+        match node:
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name(id=argument)):
+                found[argument] = tuple(name.id.lstrip("_") for name in names)
     return found
 
 

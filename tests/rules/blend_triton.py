@@ -20,7 +20,8 @@ def step(weight, state, grad, step, look):
 
 @triton.jit
 def predict(weight, state, look):
-    (exp_avg,), (predict_size,) = state, look
+    (exp_avg,) = state
+    (predict_size,) = look
     return weight - exp_avg * predict_size
 
 
@@ -32,5 +33,6 @@ def terms(weight, state, grad, step, look):
 
 @triton.jit
 def average(state, grad, step):
-    (exp_avg,), (one_minus_beta1,) = state, step
+    (exp_avg,) = state
+    (one_minus_beta1,) = step
     return (exp_avg + (grad - exp_avg) * one_minus_beta1,)

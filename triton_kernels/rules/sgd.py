@@ -36,12 +36,14 @@ def step(weight, state, grad, step, look):
 @triton.jit
 def predict(weight, state, look):
     """``p = w - m*predict_size``."""
-    (momentum_buffer,), (predict_size,) = state, look
+    (momentum_buffer,) = state
+    (predict_size,) = look
     return weight - momentum_buffer * predict_size
 
 
 @triton.jit
 def recover(predicted, state, look):
     """``w = p + m*predict_size``."""
-    (momentum_buffer,), (predict_size,) = state, look
+    (momentum_buffer,) = state
+    (predict_size,) = look
     return predicted + momentum_buffer * predict_size

@@ -97,11 +97,13 @@ class Kernels(DeviceKernels):
         """Of an operation: the functions of the rule that it needs, and the types of the arrays."""
         updates = _updates(operation)
         may_hold_prediction = updates or operation is Operation.restore
+        # Predictions in float64 made some compilers spill where a thread does two accesses.
+        is_tight = operation is Operation.predict and self.state_dtype == torch.float64
         return {
             "STEP": self._function("step", updates),
             "PREDICT": self._function("predict", _predicts(operation)),
             "RECOVER": self._recover(may_hold_prediction),
-            **self._types(grad_dtype),
+            **self._types(grad_dtype, num_accesses=1 if is_tight else 2),
         }
 
     def _function(self, name: str, is_needed: bool) -> Any:
@@ -110,7 +112,8 @@ class Kernels(DeviceKernels):
     def _recover(self, may_hold_prediction: bool) -> Any:
         return self._function("recover", may_hold_prediction and self.bucket.weight_flat is None)
 
-    def _types(self, grad_dtype: torch.dtype) -> dict[str, Any]:
+    def _types(self, grad_dtype: torch.dtype, num_accesses: int = 2) -> dict[str, Any]:
+        """The types of the arrays; of each a thread does so many accesses in a whole chunk."""
         width = 16 // self.state_dtype.itemsize  # elements of a 16-byte access of the state
         return {
             **self.widths,
@@ -121,7 +124,7 @@ class Kernels(DeviceKernels):
             "PARAM_ALIGNMENT": width * self.param_dtype.itemsize,
             "GRAD_ALIGNMENT": width * grad_dtype.itemsize,
             "CHUNK_NUMEL": CHUNK_NUMEL,
-            "num_warps": CHUNK_NUMEL // (2 * width * 32),  # two accesses of each array a thread
+            "num_warps": CHUNK_NUMEL // (num_accesses * width * 32),
             "enable_fp_fusion": False,
         }
 
