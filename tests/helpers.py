@@ -87,14 +87,18 @@ def parameters_of(optimizer: WPAdamW) -> list[Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
-def assert_same_training(got: WPAdamW, want: WPAdamW) -> None:
-    """Same mode, parameters and state, bit for bit."""
+def assert_same_training(
+    got: WPAdamW, want: WPAdamW, record_dtype: torch.dtype = torch.float64
+) -> None:
+    """Same mode, parameters and state, bit for bit; records of predictions in a dtype."""
     assert got.weights_are == want.weights_are
     for i, (p, q) in enumerate(zip(parameters_of(got), parameters_of(want), strict=True)):
         assert_same_bits(f"params[{i}]", p, q)
         assert got.state[p].keys() == want.state[q].keys()
         for name, value in got.state[p].items():
-            assert_same_bits(f"{name} of params[{i}]", value, want.state[q][name])
+            dtype = record_dtype if name == "prediction" else value.dtype
+            expected = want.state[q][name].to(dtype)
+            assert_same_bits(f"{name} of params[{i}]", value.to(dtype), expected)
 
 
 # Values.

@@ -30,6 +30,7 @@ from test_backends import (  # noqa: F401
     test_backends_stay_equal_through_200_random_operations,
     test_kernels_equal_the_specification,
     test_kernels_equal_the_specification_for_a_single_tensor,
+    test_kernels_equal_the_specification_for_every_rule,
     test_kernels_equal_the_specification_with_gradients_of_several_dtypes,
 )
 
@@ -181,10 +182,10 @@ def test_wrong_sizes_are_refused_by_name(cuda_on_host):
     arguments = {"chunks": 0, "num_chunks": 0, "num_tensors": 0, "grads": 0, "weight": 0}
     bucket = cuda_on_host.cuda.Bucket
     float32, step = cuda_on_host.DType.float32, cuda_on_host.Operation.step
-    with pytest.raises(ValueError, match="rule must be a known name, got sgd"):
-        bucket("sgd", float32, state=[0, 0], **arguments)
+    with pytest.raises(ValueError, match="rule must be a known name, got lion"):
+        bucket("lion", float32, state=[0, 0], **arguments)
     with pytest.raises(ValueError, match="state must have 2 entries, got 3"):
         bucket("adamw", float32, state=[0, 0, 0], **arguments)
     empty = bucket("adamw", float32, state=[0, 0], **arguments)
-    with pytest.raises(ValueError, match="row must have 10 entries, got 1"):
-        empty.run_row(step, float32, [1.0], [], 0)
+    with pytest.raises(ValueError, match="num_rows must be <= 2, got 3"):
+        empty.run_row(step, float32, 8, 3, 1.0, 0, 0, 0)

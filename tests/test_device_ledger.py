@@ -94,7 +94,8 @@ class Pair:
         self.check()
 
     def check(self):
-        assert_same_training(self.device, self.eager)
+        # Powers differ in the last bit of float64; predictions are made in float32.
+        assert_same_training(self.device, self.eager, record_dtype=torch.float32)
 
     def ledgers(self):
         (plan,) = self.device._plans.by_group.values()

@@ -116,9 +116,13 @@ def test_rules_have_the_names_of_their_specification(rule):
 # From the bottom to the top. Modules that are not named may be used by all, and count with what
 # they import.
 LAYERS = [
-    {"scalars", "rules"},
-    {"buckets", "checkpoint", "_backends"},
-    {"weight_prediction"},
+    {"rules"},
+    {"_backends"},
+    {"ledger", "gradients", "watch"},
+    {"bucket"},
+    {"plan", "checkpoint"},
+    {"step", "upkeep"},
+    {"optimizer"},
     {"optimizers"},
     {"attach", "cli", "integrations", "__main__"},
 ]

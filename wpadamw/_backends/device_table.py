@@ -54,16 +54,14 @@ class DeviceTable:
         """Rows in device memory, with an index."""
         if rows.index is not None and rows.index.device == self.chunks.device:
             return rows
-        scalars, index = rows.scalars.flatten().tolist(), rows.index
-        if index is None:
+        table = self.scalars.fill_from(rows.scalars)
+        if rows.index is None:
             held = 1 if len(rows.scalars) > 1 else -1
-            places = [0] * self.num_params + [held] * self.num_params
+            index = self.index.fill([0] * self.num_params + [held] * self.num_params)
         else:
-            places = index.flatten().tolist()
-        table = (
-            self.scalars.fill(scalars).view(-1, self.width) if self.width else self.scalars.tensor
-        )
-        return Rows(table, self.index.fill(places).view(2, -1))
+            index = self.index.fill_from(rows.index)
+        num_rows = 2 * self.num_params
+        return Rows(table.view(num_rows, self.width), index.view(2, self.num_params))
 
     def factor_of(self, factor: float | Tensor) -> Tensor:
         """A factor of gradients, in device memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,22 +34,38 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-class _Scalars:
+class _Scalars(NamedTuple):
+    """What a parameter does in an operation; nothing where ``is_one`` is a False tensor."""
+
+    step: Row
+    look: Row
+    is_one: Tensor | None  # None: it does
+
+
+class _Column:
     """One of the two columns of `Rows`: the rule's scalars in the dtype of the state."""
 
     def __init__(self, rule: Rule, rows: Rows, column: int, like: Tensor) -> None:
         self.rule, self.num_step = rule, len(rule.Step._fields)
-        self.rows = [tuple(row) for row in rows.scalars.to(like.device, like.dtype).unbind()]
-        self.index = None if rows.index is None else rows.index[column].tolist()
-        self.default = column if column < len(self.rows) else -1
+        self.table, self.are_rows = rows.scalars.to(like.device, like.dtype), None
+        if rows.index is not None:  # on a device nobody reads it
+            index = rows.index[column].to(like.device)
+            self.table = self.table.index_select(0, index.clamp(min=0))
+            self.are_rows = index >= 0
+        self.place = column if rows.index is None else None
 
-    def get(self, i: int) -> tuple[Row, Row] | None:
-        """``Step`` and ``Look`` of parameter i, or None."""
-        place = self.default if self.index is None else self.index[i]
-        if place < 0:
+    def get(self, i: int) -> _Scalars | None:
+        """The scalars of parameter i, None where no parameter has any."""
+        place = i if self.place is None else self.place
+        if place >= len(self.table):
             return None
-        row = self.rows[place]
-        return self.rule.Step(*row[: self.num_step]), self.rule.Look(*row[self.num_step :])
+        row = self.table[place].unbind()
+        step, look = self.rule.Step(*row[: self.num_step]), self.rule.Look(*row[self.num_step :])
+        return _Scalars(step, look, None if self.are_rows is None else self.are_rows[i])
+
+
+def _where(scalars: _Scalars, value: Tensor, other: Tensor) -> Tensor:
+    return value if scalars.is_one is None else torch.where(scalars.is_one, value, other)
 
 
 class Kernels:
@@ -87,10 +104,11 @@ class Kernels:
         for i, grad in self._scaled(grads, factor):
             scalars = of_step.get(i)
             assert scalars is not None
+            step, look, _ = scalars
             weight, state = self.rule.step(
-                self._true_weight(i, of_held), self._state(i), grad, *scalars
+                self._true_weight(i, of_held), self._state(i), grad, step, look
             )
-            held = self.rule.predict(weight, state, scalars[1]) if predict_next else weight
+            held = self.rule.predict(weight, state, look) if predict_next else weight
             self._write_step(i, weight, state, held, is_void)
 
     @torch.no_grad()
@@ -100,7 +118,8 @@ class Kernels:
         for i, param in enumerate(self.bucket.params):
             weight, scalars = self._stored_weight(i), of_prediction.get(i)
             if scalars is not None:
-                weight = self.rule.predict(weight, self._state(i), scalars[1])
+                predicted = self.rule.predict(weight, self._state(i), scalars.look)
+                weight = _where(scalars, predicted, weight)
             self._write(i, [param], [weight])
 
     @torch.no_grad()
@@ -120,7 +139,8 @@ class Kernels:
             scalars = of_step.get(i)
             assert scalars is not None
             weight, state = self._true_weight(i, of_held), self._state(i)
-            for k, terms in enumerate(self.rule.terms(weight, state, grad, *scalars)):
+            terms_of = self.rule.terms(weight, state, grad, scalars.step, scalars.look)
+            for k, terms in enumerate(terms_of):
                 sums[k, i] = total(terms)
         return sums
 
@@ -134,12 +154,14 @@ class Kernels:
         """Fill in the rows of an operation; count and record what it does."""
         advance(self.rule, ledger, operation, found_inf, self.count_of[-1])
 
-    def _scalars(self, rows: Rows, column: int) -> _Scalars:
-        return _Scalars(self.rule, rows, column, self.like)
+    def _scalars(self, rows: Rows, column: int) -> _Column:
+        return _Column(self.rule, rows, column, self.like)
 
     def _scaled(self, grads: Gradients, factor: float | Tensor) -> Iterator[tuple[int, Tensor]]:
         """The gradients that there are, times their factor, in the dtype of the state."""
-        factor = torch.as_tensor(factor, device=self.like.device).to(self.like.dtype)
+        # Rounded from float64, once.
+        factor = torch.as_tensor(factor, dtype=torch.float64, device=self.like.device)
+        factor = factor.to(self.like.dtype)
         for i, grad in enumerate(grads.tensors):
             if grad is not None:
                 yield i, grad.to(self.like.dtype) * factor
@@ -166,8 +188,9 @@ class Kernels:
     def _stored_weight(self, i: int) -> Tensor:
         return self.bucket.params[i] if self.bucket.weight is None else self.bucket.weight[i]
 
-    def _true_weight(self, i: int, of_held: _Scalars) -> Tensor:
+    def _true_weight(self, i: int, of_held: _Column) -> Tensor:
+        stored = self._stored_weight(i).to(self.like.dtype)
         held = None if self.bucket.weight is not None else of_held.get(i)
         if held is None:
-            return self._stored_weight(i).to(self.like.dtype)
-        return self.rule.recover(self.bucket.params[i], self._state(i), held[1])
+            return stored
+        return _where(held, self.rule.recover(stored, self._state(i), held.look), stored)

@@ -42,35 +42,51 @@ class Upload:
         self.tensor = torch.zeros(numel, dtype=dtype, device=device)
         self.slots = [_Slot(self.tensor), _Slot(self.tensor)]
         self.of_graphs: list[_Slot] = []
-        self.known: list[Any] | None = None
+        self.known: list[Any] | Tensor | None = None
 
     def fill(self, values: Sequence[Any]) -> Tensor:
         """The tensor, after it has received these values."""
-        if self._is_capturing():
-            # Another slot for each: memory cannot be pinned while a graph is captured.
-            self.of_graphs.append(self.slots.pop() if self.slots else _Slot(self.tensor))
-            self._copy(values, self.of_graphs[-1])
-        elif self.of_graphs or values != self.known:
-            slot = self._free_slot()
-            self._copy(values, slot)
+        is_known = isinstance(self.known, list) and values == self.known
+        if not self._holds(values, is_known):
+            source = array(_FORMATS[self.tensor.dtype], values)
+            self._send(torch.frombuffer(source, dtype=self.tensor.dtype))
             self.known = list(values)
-            if slot.copied is not None:
-                slot.copied.record()
+        return self.tensor
+
+    def fill_from(self, source: Tensor) -> Tensor:
+        """The tensor, after it has received the values of a tensor of the host."""
+        flat = source.flatten()
+        is_known = isinstance(self.known, Tensor) and torch.equal(flat, self.known)
+        if not self._holds(flat, is_known):
+            self._send(flat)
+            self.known = flat.clone()
         return self.tensor
 
     def forget(self) -> None:
         """To be called after the device wrote to the tensor."""
         self.known = None
 
+    def _holds(self, values: Sequence[Any] | Tensor, is_known: bool) -> bool:
+        """Whether nothing has to be sent; a graph sends it again whatever is there."""
+        return len(values) == 0 or (is_known and not self.of_graphs and not self._is_capturing())
+
     def _is_capturing(self) -> bool:
         return self.tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
-    def _copy(self, values: Sequence[Any], slot: _Slot) -> None:
-        source = torch.frombuffer(
-            array(_FORMATS[self.tensor.dtype], values), dtype=self.tensor.dtype
-        )
-        slot.host[: len(values)] = source
-        self.tensor[: len(values)].copy_(slot.host[: len(values)], non_blocking=True)
+    def _send(self, source: Tensor) -> None:
+        if self._is_capturing():
+            # Another slot for each: memory cannot be pinned while a graph is captured.
+            self.of_graphs.append(self.slots.pop() if self.slots else _Slot(self.tensor))
+            self._copy(source, self.of_graphs[-1])
+            return
+        slot = self._free_slot()
+        self._copy(source, slot)
+        if slot.copied is not None:
+            slot.copied.record()
+
+    def _copy(self, source: Tensor, slot: _Slot) -> None:
+        slot.host[: len(source)] = source
+        self.tensor[: len(source)].copy_(slot.host[: len(source)], non_blocking=True)
 
     def _free_slot(self) -> _Slot:
         for slot in self.slots:
