@@ -112,6 +112,7 @@ ENTRANTS = (
     Entrant(PLAIN, ".steppers:PlainPrediction", _adam(), _RACE, 92, temporary_bytes=12),
     Entrant(FOREACH, _TORCH, _adam(foreach=True), _RACE, temporary_bytes=16),
     Entrant(FUSED_SGD, "torch.optim:SGD", _SGD | {"fused": True}, ("fp32", "study"), 20, 16),
+    Entrant("WPNAdamW", "wpadamw:WPNAdamW", _adam(), ("fp32", "study", "train"), STEP_BYTES + 4),
     Entrant("WPSGD", "wpadamw:WPSGD", _SGD, ("fp32", "study", "train"), 24, 16),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),

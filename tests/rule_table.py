@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 import wpadamw
-from wpadamw.rules import adamw, amsgrad, sgd
+from wpadamw.rules import adamw, amsgrad, nadamw, sgd
 from wpadamw.rules.rule import Rule
 
 
@@ -101,6 +101,12 @@ class SlowAMSGrad(SlowAdamW):
         self.state["max_exp_avg_sq"] = largest
 
 
+class SlowNAdamW(SlowAdamW):
+    def step_direction(self, g: float) -> float:
+        fl, m = self.fl, self.state["exp_avg"]
+        return self.along(fl(m + fl(fl(g - m) * self.scalars().one_minus_beta1)))
+
+
 class SlowSGD(Slow):
     state_names = ("momentum_buffer",)
 
@@ -145,6 +151,7 @@ _ADAM: dict[str, Any] = {"betas": (0.87, 0.993), "eps": 1e-6, "weight_decay": 0.
 RULES = {
     "adamw": RuleCase(adamw.AdamW, wpadamw.WPAdamW, SlowAdamW, _ADAM),
     "amsgrad": RuleCase(amsgrad.AMSGrad, wpadamw.WPAdamW, SlowAMSGrad, {**_ADAM, "amsgrad": True}),
+    "nadamw": RuleCase(nadamw.NAdamW, wpadamw.WPNAdamW, SlowNAdamW, _ADAM),
     "sgd": RuleCase(
         sgd.SGD, wpadamw.WPSGD, SlowSGD, {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.07}
     ),

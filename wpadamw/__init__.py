@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from wpadamw._backends import backends
 from wpadamw.attach import attach
-from wpadamw.optimizers import WPSGD, WPAdamW
+from wpadamw.optimizers import WPSGD, WPAdamW, WPNAdamW
 
-__all__ = ["WPSGD", "WPAdamW", "attach", "backends"]
+__all__ = ["WPSGD", "WPAdamW", "WPNAdamW", "attach", "backends"]
 __version__ = version("wpadamw")
