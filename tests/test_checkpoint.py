@@ -25,7 +25,7 @@ from torch import nn
 import wpadamw
 
 OUTSIDE = "written to from outside"
-STEPS = 12
+STEPS = 8
 VARIANTS = {
     "float32": (torch.float32, {}),
     "bfloat16": (torch.bfloat16, {}),

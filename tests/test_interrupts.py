@@ -255,7 +255,9 @@ def cases():
             yield "cuda", variant, *switch
 
 
-@pytest.mark.parametrize(("backend", "variant", "action", "mode"), list(cases()), indirect=["backend"])
+@pytest.mark.parametrize(
+    ("backend", "variant", "action", "mode"), list(cases()), indirect=["backend"]
+)
 def test_interrupt_at_every_line_of_an_operation(variant, action, mode, backend):
     make = maker(variant, mode, backend=backend)
     check_everywhere(make, ACTIONS[action], VARIANTS[variant][2])
