@@ -28,6 +28,9 @@ def pytest_sessionstart(session):
     expected = os.environ.get("WPADAMW_EXPECT_BACKENDS", "")
     if missing := missing_backends(expected, wpadamw.backends()):
         raise pytest.UsageError(f"WPADAMW_EXPECT_BACKENDS={expected}: {'; '.join(missing)}")
+    # In a program that a test starts, pytest-benchmark would take itself for a worker's.
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+        del os.environ[name]
 
 
 # So that no worker is still in one of them when the other has nothing left to do.
