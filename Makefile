@@ -13,8 +13,11 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 train: $(INSTALLED)
 	$(BIN)/python -m wpadamw train $(ARGS)
 
+# Files go whole to one of two workers, as their tests share what is slow to make. One thread each,
+# and where a test wants two, none spins for the core that the other worker has.
 test: $(INSTALLED)
-	WPADAMW_EXPECT_BACKENDS=cpp,torch $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive WPADAMW_EXPECT_BACKENDS=cpp,torch \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

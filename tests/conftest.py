@@ -28,9 +28,31 @@ def pytest_sessionstart(session):
     expected = os.environ.get("WPADAMW_EXPECT_BACKENDS", "")
     if missing := missing_backends(expected, wpadamw.backends()):
         raise pytest.UsageError(f"WPADAMW_EXPECT_BACKENDS={expected}: {'; '.join(missing)}")
+    # In a program that a test starts, pytest-benchmark would take itself for a worker's.
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+        del os.environ[name]
+
+
+# So that no worker is still in one of them when the other has nothing left to do.
+SLOW_FILES_FIRST = (
+    "test_packaging.py",
+    "test_triton_code.py",
+    "test_interrupts.py",
+    "test_cuda_on_host.py",
+    "test_triton.py",
+    "test_bench.py",
+    "test_backends.py",
+    "test_study.py",
+)
+
+
+def _place(item):
+    name = item.path.name
+    return SLOW_FILES_FIRST.index(name) if name in SLOW_FILES_FIRST else len(SLOW_FILES_FIRST)
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=_place)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="torch.cuda.is_available() is False")

@@ -97,8 +97,9 @@ def equal(a, b):
     if isinstance(a, torch.Tensor):
         if a.dtype != b.dtype or a.shape != b.shape:
             return False
-        return torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(
-            a.isfinite(), b.isfinite()
+        return torch.equal(a, b) or (
+            torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+            and torch.equal(a.isfinite(), b.isfinite())
         )
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from test_dtensor import WORLD_SIZE, free_port, in_process, network, train
-from torch import multiprocessing
+from test_dtensor import WORLD_SIZE, network, run, train
 from torch.nn.parallel import DistributedDataParallel
 
 import wpadamw
@@ -79,14 +78,9 @@ def check_sharded_before_and_after():
         model(torch.ones(8, 7))
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
+def test_wrapped_models_follow_their_mode():
+    run(
         check_ddp_around_an_attached_model,
         check_ddp_that_is_attached,
         check_sharded_before_and_after,
-    ],
-)
-def test_wrapped_models_follow_their_mode(check):
-    arguments = (free_port(), check)
-    multiprocessing.spawn(in_process, args=arguments, nprocs=WORLD_SIZE)
+    )

@@ -155,12 +155,14 @@ def test_calls_cost_next_to_nothing_when_nothing_changes():
                 inputs = part(inputs)
             return inputs
 
-    def seconds(model):
-        return min(timeit.repeat(lambda: model(1), number=5, repeat=40)) / 5 / 200
-
     model, plain = Chain(), Chain()
     wpadamw.attach(model, wpadamw.WPAdamW(model.parameters()))
-    assert seconds(model) < seconds(plain) + 1e-6
+    # Short stretches by turns: what else runs on the machine disturbs neither's best.
+    rounds = [
+        [timeit.timeit(lambda m=m: m(1), number=1) for m in (model, plain)] for _ in range(400)
+    ]
+    ours, theirs = map(min, zip(*rounds, strict=True))
+    assert ours / 200 < theirs / 200 + 1e-6
 
 
 # Autocast.

@@ -26,7 +26,7 @@ import wpadamw
 from wpadamw.rules.adamw import AdamW
 
 OUTSIDE = "written to from outside"
-STEPS = 12
+STEPS = 8
 VARIANTS = {
     "float32": (torch.float32, {}),
     "bfloat16": (torch.bfloat16, {}),

@@ -40,17 +40,23 @@ def train(net, opt, steps):
         opt.zero_grad()
 
 
-def in_process(rank, port, check):
+def in_process(rank, port, checks):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
     try:
-        check()
-        dist.barrier()
+        for check in checks:
+            check()
+            dist.barrier()
     finally:
         dist.destroy_process_group()
     # Now and then the interpreter's shutdown meets a thread of torch's that runs still, and aborts.
     os._exit(0)
+
+
+def run(*checks):
+    """Runs checks one after the other in the same processes, whose start takes longest."""
+    multiprocessing.spawn(in_process, args=(free_port(), checks), nprocs=WORLD_SIZE)
 
 
 def sharded():
@@ -93,9 +99,7 @@ def check_checkpoint():
         assert torch.equal(ours.to_local(), theirs.to_local())
 
 
-@pytest.mark.parametrize("check", [check_training, check_checkpoint])
-def test_sharded_parameters_train_and_resume_like_whole_ones(check):
+def test_sharded_parameters_train_and_resume_like_whole_ones():
     if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
         pytest.skip("before torch 2.6 FSDP2 is no public part of torch, and needs CUDA")
-    arguments = (free_port(), check)
-    multiprocessing.spawn(in_process, args=arguments, nprocs=WORLD_SIZE)
+    run(check_training, check_checkpoint)

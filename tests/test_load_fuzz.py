@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import equal, network, optimizer, snapshot, started, train
 
-NUM_MUTATIONS = 1100  # with and without a backup
+NUM_MUTATIONS = 500  # with and without a backup
 
 # Values that somebody may have put into a file.
 NUMBERS = [0, 1, -1, 3.5, 1e300, -1e300, float("nan"), float("inf"), 2**24 + 1, True, 1j]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -77,13 +78,18 @@ def params_of(opt):
     return [param for group in opt.param_groups for param in group["params"]]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("load", LOADERS)
-@pytest.mark.parametrize("is_model_first", [True, False], ids=["model-first", "optimizer-first"])
-@pytest.mark.parametrize("model_mode", MODES)
-@pytest.mark.parametrize("optimizer_mode", MODES)
-@pytest.mark.parametrize("how", ["restore", "predict", "state_dict", "attach"])
-def test_true_weights_come_back(dtype, load, is_model_first, model_mode, optimizer_mode, how):
+def ways_back():
+    """Every way, with one dtype after the other."""
+    ways = itertools.product(
+        ["restore", "predict", "state_dict", "attach"], MODES, MODES, [True, False], LOADERS
+    )
+    return [(*way, dtype) for way, dtype in zip(ways, itertools.cycle(DTYPES))]
+
+
+@pytest.mark.parametrize(
+    ("how", "optimizer_mode", "model_mode", "is_model_first", "load", "dtype"), ways_back()
+)
+def test_true_weights_come_back(how, optimizer_mode, model_mode, is_model_first, load, dtype):
     dtype = DTYPES[dtype]
     running, running_opt = started(dtype=dtype)
     expected = true_weights(running_opt)

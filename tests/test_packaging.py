@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pybind11
 import pytest
+import quick_builds
 
 ROOT = Path(__file__).resolve().parent.parent
 # The programs of this environment, activated or not.
@@ -22,6 +23,7 @@ CACHES = ("build", ".*", "*.so", "*.egg-info", "__pycache__", "runs")
 # Neither a network nor nvcc, and what pip is told elsewhere does not count.
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("WPADAMW_")},
+    **quick_builds.VARIABLES,
     "WPADAMW_CUDA": "off",
     "PATH": TOOL_PATH,
     "PIP_CONFIG_FILE": os.devnull,

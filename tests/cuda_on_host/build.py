@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+import quick_builds
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "tests" / "rules"
@@ -32,13 +33,12 @@ def build() -> Path:
     ]
     # The programs of this environment, activated or not.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, **quick_builds.VARIABLES, "PATH": path}
     with _alone():
         # It names the programs of an environment that may be gone.
         (BUILD / "CMakeCache.txt").unlink(missing_ok=True)
         for command in (configure, ["cmake", "--build", str(BUILD)]):
-            done = subprocess.run(
-                command, env={**os.environ, "PATH": path}, capture_output=True, text=True
-            )
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
     (library,) = BUILD.glob("_C.*")
     return library
