@@ -7,7 +7,7 @@ tensors of any shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import deepcopy
 from numbers import Real
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw._backends.interface import Kind
-from wpadamw.checks import Group, check_backup, check_running, why_no_memory
+from wpadamw.checks import Group, check_backup, check_running, foreign_options, why_no_memory
 from wpadamw.compat import to_complex
 from wpadamw.flat_state import StateDict
 from wpadamw.rules.rule import Rule, all_rules, relatives
@@ -30,6 +30,7 @@ def read(
     state_dict: Mapping[str, Any],
     groups: Sequence[Group],
     options: Iterable[str],
+    of_original: Container[str],
     rule_of: Callable[[Group], Rule],
 ) -> tuple[list[Group], dict[Tensor, StateDict]]:
     """Copies of the saved groups with these groups' parameters, and of the parameters' states.
@@ -38,6 +39,7 @@ def read(
         state_dict: what was saved.
         groups: the groups of the optimizer that loads.
         options: the names of its options.
+        of_original: those of the original optimizer.
         rule_of: tells the update rule of a group.
 
     Raises:
@@ -48,9 +50,7 @@ def read(
     saved_groups = state_dict["param_groups"]
     for i, (saved, group, rule) in enumerate(zip(saved_groups, read, rules, strict=True)):
         where = f"state_dict['param_groups'][{i}]"
-        if saved.get("rule", rule.name) != rule.name:
-            raise ValueError(f"{where} is of rule {saved['rule']!r:.200}, not of {rule.name!r}")
-        check_backup(group, rule)
+        _check_rule(saved, group, options, of_original, rule, where)
     return read, _read_state(state_dict.get("state"), saved_groups, read, rules)
 
 
@@ -79,13 +79,33 @@ def _num_params(saved: Group) -> int:
 
 
 def _read_group(saved: Group, group: Group, options: Iterable[str], index: int) -> Group:
-    own = {key: value for key, value in group.items() if key not in ("params", "weights_are")}
     loaded = {key: _copied(value) for key, value in saved.items() if key not in ("params", "rule")}
-    mode = saved.get("weights_are", "true")
-    # A plain AdamW checkpoint knows nothing of prediction: those options stay as they are.
-    read = {**own, "weights_are": mode, **loaded, "params": group["params"]}
+    # A checkpoint of the original knows nothing of prediction: those options stay as they are.
+    read = {**group, "weights_are": "true", **loaded, "params": group["params"]}
     check_running(read, options, f"state_dict['param_groups'][{index}]")
     return read
+
+
+def _check_rule(
+    saved: Group,
+    read: Group,
+    options: Iterable[str],
+    of_original: Container[str],
+    rule: Rule,
+    where: str,
+) -> None:
+    found = saved.get("rule", rule.name)
+    if not isinstance(found, str) or found != rule.name:
+        raise ValueError(f"{where} is of rule {found!r:.200}, not of {rule.name!r}")
+    for name in foreign_options(read, options):
+        # What the original optimizer has, too, may be off.
+        if name not in of_original or not (read[name] is False or read[name] is None):
+            raise ValueError(
+                f"{where} has {name!r}: it is of another rule than {rule.name!r}, whose options "
+                f"are {', '.join(options)}"
+            )
+        del read[name]
+    check_backup(read, rule)
 
 
 def _copied(value: Any) -> Any:

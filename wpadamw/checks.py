@@ -47,12 +47,17 @@ def check_arguments(group: Group, original: type[torch.optim.Optimizer]) -> None
     _check_number("prediction_steps", group["prediction_steps"])
 
 
+def foreign_options(group: Group, options: Iterable[str]) -> list[str]:
+    """Options of other optimizers of ours, which would have no effect."""
+    return [name for name in group if name in _CHECKS and name not in options]
+
+
 def check_known(group: Group, options: Iterable[str], optimizer: str) -> None:
-    """Raises ValueError for an option of another of our optimizers, which would have no effect."""
-    foreign = [name for name in group if name in _CHECKS and name not in options]
-    if foreign:
-        known = ", ".join(options)
-        raise ValueError(f"{optimizer} has no argument {foreign[0]!r}, its options are {known}")
+    """Raises ValueError for an option of another of our optimizers."""
+    for name in foreign_options(group, options):
+        raise ValueError(
+            f"{optimizer} has no argument {name!r}, its options are {', '.join(options)}"
+        )
 
 
 def check_running(group: Group, options: Iterable[str], where: str = "") -> None:

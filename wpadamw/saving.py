@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -79,6 +80,9 @@ class Saving(Upkeep):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             if (replaced := pre_hook(self, state_dict)) is not None:
                 state_dict = replaced
-        groups, state = checkpoint.read(state_dict, self.param_groups, self.defaults, self._rule)
+        of_original = inspect.signature(self.original).parameters
+        groups, state = checkpoint.read(
+            state_dict, self.param_groups, self.defaults, of_original, self._rule
+        )
         self._replace(defaultdict(dict, state), groups)
         self._receive()
