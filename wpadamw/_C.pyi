@@ -65,6 +65,31 @@ class Versions:
     def raise_all(self) -> None: ...
     def doubt(self, i: int) -> None: ...
 
+class Standing:
+    def __init__(
+        self,
+        bucket: Bucket,
+        layouts: Layouts,
+        params: list[Any],
+        flats: list[Any],
+        ledger: list[Any],
+        states: list[dict[Any, Any]],
+        values: list[Any],
+        steps: int,
+        records: int,
+        increment: Any,
+    ) -> None: ...
+    def look(self, of_params: Versions, of_flats: Versions, of_ledger: Versions) -> int: ...
+    def step(
+        self,
+        operation: Operation,
+        row: Sequence[float],
+        holds_prediction: bool,
+        grad_factor: float,
+        num_threads: int,
+        of_params: Versions,
+    ) -> None: ...
+
 def are_same(left: list[Any], right: list[Any]) -> bool: ...
 def holds(dicts: list[dict[Any, Any]], values: list[Any]) -> bool: ...
 def instruction_sets() -> list[str]: ...

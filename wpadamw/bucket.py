@@ -136,6 +136,12 @@ class Bucket:
         if self.ledger.refresh():
             self.state_versions = None
 
+    def is_plain(self) -> bool:
+        """Whether kernels work on the very memory of parameters that nobody shares."""
+        watch = self.watch
+        are_own = watch.are_whole and not (watch.are_sharded or self.staged)
+        return are_own and not self.params[0].is_complex()
+
     def quick_look(self) -> list[Gradients] | None:
         """The gradients, if all else is as the last own write has left it; else, or if, None."""
         is_settled = self.begun is None and not self.staged and self.can_recreate()

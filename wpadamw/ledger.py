@@ -79,7 +79,9 @@ class Ledger:
         self.row_memory = array("d", [0.0] * 2 * self.width)
         self.both_rows = Rows(_table(self.row_memory, self.width))
         self.own_row = Rows(self.both_rows.scalars[:1])
-        self.numbers = self._read()
+        self.tensors = [self.steps, self.predictions]
+        self.versions = versions(self.tensors)
+        self._numbers: Numbers | None = None
         self.pending = self.numbers  # what is so when the operation that has begun will be done
 
     def _as_record(self, values: Any) -> Record:
@@ -95,8 +97,22 @@ class Ledger:
         """Reads the tensors again if somebody wrote to them, and tells whether."""
         is_changed = self.is_written()
         if is_changed:
-            self.numbers = self._read()
+            self.versions = versions(self.tensors)
+            self.forget()
         return is_changed
+
+    def forget(self) -> None:
+        """Has the tensors read again: their memory is written to."""
+        self._numbers = None
+
+    @property
+    def numbers(self) -> Numbers:
+        """Counts and records of this moment."""
+        if self._numbers is None:
+            counts = [int(count) for count in self.steps.tolist()]
+            records = [tuple(record) for record in self.predictions.tolist()]
+            self._numbers = Numbers(counts, records)
+        return self._numbers
 
     def all_made(self) -> bool:
         """Whether the last update of every parameter has been predicted from."""
@@ -161,7 +177,7 @@ class Ledger:
             self.step_memory[:] = _repeated(numbers.counts, "f")
         if numbers.records is not self.numbers.records:
             self.record_memory[:] = _flat(numbers.records)
-        self.numbers = numbers
+        self._numbers = numbers
 
     # Changes from elsewhere.
 
@@ -234,12 +250,6 @@ class Ledger:
         if count == 0:
             return no_record(self.rule, Kind.null)
         return (float(Kind.made), *self.rule.scalars(hyper, count)[1])
-
-    def _read(self) -> Numbers:
-        self.tensors = [self.steps, self.predictions]
-        self.versions = versions(self.tensors)
-        counts = [int(count) for count in self.steps.tolist()]
-        return Numbers(counts, [tuple(record) for record in self.predictions.tolist()])
 
 
 def _table(memory: array[float], width: int) -> Tensor:

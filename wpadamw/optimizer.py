@@ -184,6 +184,9 @@ class WeightPrediction(Saving):
         """One update of all groups; False if there was nothing to do."""
         check_no_transform("step()")
         check_capture(self.param_groups)
+        if self._stands():
+            self._standing_step()
+            return True
         scaling = self._take_scaling().seen_by_host(self.param_groups)
         if scaling is None:
             return False
@@ -196,6 +199,29 @@ class WeightPrediction(Saving):
             step.run()
         self._plans.is_interrupted = False
         return True
+
+    def _stands(self) -> bool:
+        """Whether nothing but gradients has changed since the last step, in any group."""
+        plans = self._plans
+        if self._amp or plans.clipping is not None or plans.loaded != "no" or plans.is_interrupted:
+            return False
+        for group in self.param_groups:
+            plan = plans.of(group)
+            if plan is None:
+                return False
+            plan.check()
+            if not plan.stands(self._rule(group), self.state):
+                return False
+        return True
+
+    def _standing_step(self) -> None:
+        self._plans.updates += 1
+        self._plans.is_interrupted = True
+        for group in self.param_groups:
+            plan = self._plans.of(group)
+            assert plan is not None
+            plan.standing_step()
+        self._plans.is_interrupted = False
 
     def _take_scaling(self) -> Scaling:
         """What a gradient scaler and `clip_grad_norm_` left for this step."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from wpadamw import _backends, layout
 from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket
-from wpadamw.checks import Group, check_recoverable, check_running
+from wpadamw.checks import Group, Mode, check_recoverable, check_running
 from wpadamw.compare import unexpected
 from wpadamw.flat_state import StateDict, are_same, holds
 from wpadamw.rules.rule import Row, Rule
+from wpadamw.standing import Standing
 
 AllStates = dict[Tensor, StateDict]  # opt.state
 
@@ -41,6 +42,7 @@ class GroupPlan:
         self.has_backup: bool = group["backup"]
         self.params: list[Tensor] = list(group["params"])
         self.served = _Served([], list(self.params), [])
+        self.standings: list[Standing] | None = None
         self.checked: list[Any] = []  # the hyper-parameters that were looked at last
 
     @property
@@ -64,6 +66,26 @@ class GroupPlan:
             check_running(self.group, self.options)
             check_recoverable(self.group, self.rule)
             self.checked = values
+
+    def stands(self, rule: Rule, state: AllStates) -> bool:
+        """Whether nothing but gradients has changed, and `standing_step` may follow."""
+        served, group = self.served, self.group
+        target: Mode = "predicted" if group["predict_in_step"] else "true"
+        if self.standings is None or served.pending or group["weights_are"] != target:
+            return False
+        if not (self.fits(group, rule) and holds([state], served.states)):
+            return False
+        return all(
+            standing.bucket.held is standing.bucket.uniform[target] and standing.look()
+            for standing in self.standings
+        )
+
+    def standing_step(self) -> None:
+        """A step over all buckets, after `stands` has said yes."""
+        assert self.standings is not None
+        hyper, group = self.hyper(), self.group
+        for standing in self.standings:
+            standing.step(hyper, -1.0 if group["maximize"] else 1.0, group["predict_in_step"])
 
     def quick_look(self, rule: Rule, state: AllStates) -> list[list[Gradients]] | None:
         """Each bucket's gradients, if all else is as the last own write has left it; else None."""
@@ -132,6 +154,8 @@ class GroupPlan:
         served = set(map(id, params))
         pending = [param for param in self.served.pending if id(param) not in served]
         self.served = _Served(kept + built, pending + given_up, list(state.values()))
+        standings = [Standing.of(bucket) for bucket in self.buckets]
+        self.standings = None if None in standings else cast(list[Standing], standings)
 
     def _bucket(self, params: list[Tensor], state: AllStates, held: dict[int, bool]) -> Bucket:
         backend = _backends.choose(self.backend_name, params[0].device.type)

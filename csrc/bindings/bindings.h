@@ -28,6 +28,7 @@ size_t rule_id(const std::string& name);
 
 void bind_cpu(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);
+void bind_standing(pybind11::module_& m);
 void bind_tensors(pybind11::module_& m);
 
 }  // namespace wpadamw

@@ -9,6 +9,7 @@
 #include "../cpu/threads.h"
 #include "bindings.h"
 #include "checks.h"
+#include "cpu.h"
 #include "made.h"
 
 namespace py = pybind11;
@@ -20,17 +21,6 @@ using Sizes = std::vector<int64_t>;
 
 // More threads than any machine has; creating many more ends the process.
 constexpr int kMaxThreads = 4096;
-
-struct BoundBucket : Bucket {
-  size_t rule_id = 0;
-  bool has_grads = false;
-  bool is_running = false;  // in another thread of Python
-  int64_t most_bytes = 0;   // of a gradient
-  uintptr_t grad_bits = 0;  // every bit that is set in an address of a gradient
-  int64_t completed = 0;    // runs: an interrupted caller finds out whether its own was one of them
-
-  const RuleInfo& rule() const { return rules()[rule_id]; }
-};
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& params,
                         const Sizes& offsets, const Sizes& numels, uintptr_t weight,
@@ -100,15 +90,7 @@ uintptr_t bits_of(const Addresses& addresses) {
   return bits;
 }
 
-void set_grads(const py::object& self, const Addresses& grads) {
-  BoundBucket& bucket = idle(self);
-  check_size("grads", grads.size(), bucket.spans.size());
-  const uintptr_t bits = bits_of(grads);
-  if (bits > last_address(bucket.most_bytes)) check_ends(bucket, grads);
-  for (size_t i = 0; i < grads.size(); ++i) bucket.spans[i].grad = grads[i];
-  bucket.grad_bits = bits;
-  bucket.has_grads = true;
-}
+void set_grads(const py::object& self, const Addresses& grads) { use_grads(idle(self), grads); }
 
 void check_grads(const BoundBucket& bucket, DType grad_dtype) {
   if (!bucket.has_grads) throw std::runtime_error("set_grads must be called before a step runs");
@@ -131,47 +113,33 @@ class Running {
   BoundBucket& bucket_;
 };
 
-struct Scalars {
-  uintptr_t address;
-  int64_t num_rows;
-  uintptr_t index;  // 0: one row for all
-};
-
 // Checks everything and then writes to the table.
-Call make_call(BoundBucket& bucket, Operation operation, DType grad_dtype, const Scalars& scalars,
+Call make_call(BoundBucket& bucket, Operation operation, DType grad_dtype, const RowMemory& rows,
                double grad_factor, int num_threads) {
   check_grad_dtype(grad_dtype, bucket.param_dtype);
   Call call;
   call.operation = operation;
   call.grad_dtype = grad_dtype;
-  const int64_t most = scalars.index == 0 ? 2 : INT32_MAX;
-  call.scalars = check_rows(bucket.rule(), scalars.address, scalars.num_rows, most);
+  const int64_t most = rows.index == 0 ? 2 : INT32_MAX;
+  call.scalars = check_rows(bucket.rule(), rows.address, rows.num_rows, most);
   call.row_width = static_cast<int>(bucket.rule().row_width());
   call.param_size = static_cast<int64_t>(size_of(bucket.param_dtype));
   call.grad_factor = grad_factor;
   call.num_threads = num_threads;
-  const int32_t* index = scalars.index == 0 ? nullptr
-                                            : check_index(bucket, operation, scalars.num_rows,
-                                                          scalars.index);
+  const int32_t* index = rows.index == 0 ? nullptr
+                                            : check_index(bucket, operation, rows.num_rows,
+                                                          rows.index);
   check_range("num_threads", num_threads, 1, kMaxThreads);
   if (is_step(operation)) check_grads(bucket, grad_dtype);
-  set_rows(bucket, scalars.num_rows, index);
+  set_rows(bucket, rows.num_rows, index);
   return call;
 }
 
 void run(const py::object& self, Operation operation, DType grad_dtype, uintptr_t scalars,
          int64_t num_rows, uintptr_t index, double grad_factor, int num_threads,
          const char* instruction_set) {
-  BoundBucket& bucket = idle(self);
-  check_can_step(bucket.rule());
-  check_code("operation", operation);
-  const cpu::Kernels& kernels = cpu::kernels_of(bucket.rule_id, instruction_set);
-  const Call call = make_call(bucket, operation, grad_dtype, {scalars, num_rows, index},
-                              grad_factor, num_threads);
-  const Running running(bucket);
-  const py::gil_scoped_release release;
-  cpu::run(bucket, call, kernels);
-  ++bucket.completed;
+  run_rows(idle(self), operation, grad_dtype, {scalars, num_rows, index}, grad_factor, num_threads,
+           instruction_set);
 }
 
 // Sums what a step would read; writes nothing but `out`, of float64, [terms, tensors].
@@ -194,6 +162,28 @@ void sums(const py::object& self, DType grad_dtype, uintptr_t scalars, int64_t n
 int64_t completed(const py::object& self) { return made<BoundBucket>(self).completed; }
 
 }  // namespace
+
+void use_grads(BoundBucket& bucket, const Addresses& grads) {
+  check_size("grads", grads.size(), bucket.spans.size());
+  const uintptr_t bits = bits_of(grads);
+  if (bits > last_address(bucket.most_bytes)) check_ends(bucket, grads);
+  for (size_t i = 0; i < grads.size(); ++i) bucket.spans[i].grad = grads[i];
+  bucket.grad_bits = bits;
+  bucket.has_grads = true;
+}
+
+void run_rows(BoundBucket& bucket, Operation operation, DType grad_dtype, const RowMemory& rows,
+              double grad_factor, int num_threads, const char* instruction_set) {
+  if (bucket.is_running) throw std::runtime_error("the bucket runs in another thread");
+  check_can_step(bucket.rule());
+  check_code("operation", operation);
+  const cpu::Kernels& kernels = cpu::kernels_of(bucket.rule_id, instruction_set);
+  const Call call = make_call(bucket, operation, grad_dtype, rows, grad_factor, num_threads);
+  const Running running(bucket);
+  const py::gil_scoped_release release;
+  cpu::run(bucket, call, kernels);
+  ++bucket.completed;
+}
 
 void bind_cpu(py::module_& m) {
   auto bucket = py::class_<BoundBucket>(m, "Bucket", py::module_local());

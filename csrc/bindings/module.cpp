@@ -9,13 +9,14 @@
 namespace py = pybind11;
 
 namespace wpadamw {
-
 namespace {
 
 [[noreturn]] void refuse_dict(size_t i, py::handle found) {
   throw py::type_error(Argument("dicts", i).text() + " must be a dict, got " +
                        Py_TYPE(found.ptr())->tp_name);
 }
+
+}  // namespace
 
 // A step asks this of every tensor of its state. In Python it would take longer than the update of
 // small tensors.
@@ -34,6 +35,8 @@ bool holds(const py::list& dicts, const py::list& values) {
   }
   return i == values.size();
 }
+
+namespace {
 
 py::dict describe(const RuleInfo& rule) {
   using namespace py::literals;
@@ -70,6 +73,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels over raw addresses. What can be checked without reading memory is checked.";
   bind_codes(m);
   bind_cpu(m);
+  bind_standing(m);
   bind_tensors(m);
   m.def("holds", &holds, py::arg("dicts"), py::arg("values"));
   m.def("rules", &describe_rules);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ class Kernels:
         self.dtypes = {
             dtype: dtype_code(dtype) for dtype in (bucket.params[0].dtype, torch.float32)
         }
-        self.grad_addresses: Sequence[int] | None = None  # those that the table holds
         self.table = extension().Bucket(
             rule=bucket.rule.name,
             param_dtype=self.param_dtype,
@@ -81,10 +79,14 @@ class Kernels:
     def sums(self, grads: Gradients, rows: Rows, factor: float | Tensor) -> Tensor:
         """The sums of the rule's terms."""
         shape = self.bucket.rule.num_terms, len(self.bucket.params)
-        out = torch.empty(shape, dtype=torch.float64)
+        out = torch.empty(shape, dtype=torch.float64, device="cpu")
         self._set_grads(grads)
         self.table.sums(
-            self.dtypes[grads.dtype], *_addresses(rows), float(factor), _threads(), out.data_ptr()
+            self.dtypes[grads.dtype],
+            *_addresses(rows),
+            float(factor),
+            num_threads(),
+            out.data_ptr(),
         )
         return out
 
@@ -99,12 +101,10 @@ class Kernels:
         raise NotImplementedError
 
     def _set_grads(self, grads: Gradients) -> None:
-        if grads.addresses is not self.grad_addresses:
-            self.table.set_grads(grads.addresses)
-            self.grad_addresses = grads.addresses
+        self.table.set_grads(grads.addresses)
 
     def _run(self, operation: Any, grad_dtype: Any, rows: Rows, factor: float = 1.0) -> None:
-        self.table.run(operation, grad_dtype, *_addresses(rows), factor, _threads())
+        self.table.run(operation, grad_dtype, *_addresses(rows), factor, num_threads())
 
 
 def _addresses(rows: Rows) -> tuple[int, int, int]:
@@ -112,5 +112,6 @@ def _addresses(rows: Rows) -> tuple[int, int, int]:
     return rows.scalars.data_ptr(), len(rows.scalars), index
 
 
-def _threads() -> int:
+def num_threads() -> int:
+    """How many threads torch would use."""
     return min(torch.get_num_threads(), _MAX_THREADS)

@@ -1,0 +1,145 @@
+// Steps after which nothing has changed but gradients: what has to be asked and what has to be done
+// for a bucket, in two calls. Asked and done one by one in Python it would take longer than the update
+// of small tensors.
+#include <algorithm>
+
+#include "bindings.h"
+#include "cpu.h"
+#include "made.h"
+#include "tensors.h"
+
+namespace wpadamw {
+
+bool holds(const py::list& dicts, const py::list& values);
+
+namespace {
+
+constexpr double kMade = 1.0;  // wpadamw._backends.interface.Kind
+
+// What a bucket consists of. Everything is Python's own, and kept alive.
+struct Parts {
+  py::object bucket, layouts;
+  py::list params;
+  py::list flats;    // of the state
+  py::list ledger;   // step counts and records
+  py::list states;   // dicts
+  py::list values;   // all that they hold, in order
+};
+
+class Standing {
+ public:
+  Standing(Parts parts, uintptr_t steps, uintptr_t records, py::object increment)
+      : parts_(std::move(parts)), increment_(std::move(increment)) {
+    const auto n = static_cast<int64_t>(bucket().spans.size());
+    const int64_t num_numbers = n * bucket().rule().record_width();
+    check_size("params", parts_.params.size(), bucket().spans.size());
+    check_memory("steps", {steps, n * int64_t{sizeof(float)}, alignof(float)});
+    check_memory("records", {records, num_numbers * int64_t{sizeof(double)}, alignof(double)});
+    steps_ = reinterpret_cast<float*>(steps);
+    records_ = reinterpret_cast<double*>(records);
+  }
+
+  // How many updates every parameter has had, if all is as it was, and each has a plain gradient: these
+  // are kept then. Otherwise, or if parameters differ in it, -1.
+  int64_t look(const py::object& of_params, const py::object& of_flats, const py::object& of_ledger) {
+    const auto& layouts = made<Layouts>(parts_.layouts);
+    const bool is_same = layouts.are_of(parts_.params) &&
+                         made<Versions>(of_params).are_of(parts_.params) &&
+                         made<Versions>(of_flats).are_of(parts_.flats) &&
+                         made<Versions>(of_ledger).are_of(parts_.ledger) &&
+                         holds(parts_.states, parts_.values);
+    if (!is_same || !are_alike()) return -1;
+    grads_ = layouts.grads_of(parts_.params);
+    const auto found = layouts.find(grads_);
+    if (!found || found->count != layouts.size()) return -1;
+    use_grads(bucket(), found->addresses);
+    grad_dtype_ = found->are_float32 ? DType::kFloat32 : bucket().param_dtype;
+    return static_cast<int64_t>(steps_[0]);
+  }
+
+  // The step that follows a look: runs, counts, records and tells autograd, without an interrupt.
+  // `row` is that of the update, and `holds_prediction` what the parameters do.
+  void step(Operation operation, const std::vector<double>& row, bool holds_prediction,
+            double grad_factor, int num_threads, const py::object& of_params) {
+    if (!grads_) throw std::runtime_error("look must be called before step");
+    const RuleInfo& rule = bucket().rule();
+    check_size("row", row.size(), static_cast<size_t>(rule.row_width()));
+    std::vector<double> rows(row);
+    if (holds_prediction && bucket().weight == nullptr && records_[0] == kMade) {
+      rows.resize(row.size() + rule.step.size());
+      rows.insert(rows.end(), records_ + 1, records_ + rule.record_width());
+    }
+    const auto num_rows = static_cast<int64_t>(rows.size() / row.size());
+    run_rows(bucket(), operation, grad_dtype_,
+             {reinterpret_cast<uintptr_t>(rows.data()), num_rows, 0}, grad_factor, num_threads,
+             nullptr);
+    grads_ = py::object();
+    std::fill_n(steps_, bucket().spans.size(), steps_[0] + 1.0f);
+    record(operation, row.data());
+    increment_(parts_.params);
+    made<Versions>(of_params).raise();
+  }
+
+ private:
+  BoundBucket& bucket() const { return made<BoundBucket>(parts_.bucket); }
+
+  bool are_alike() const {
+    const size_t n = bucket().spans.size();
+    const auto width = static_cast<size_t>(bucket().rule().record_width());
+    if (n == 0 || !std::all_of(steps_, steps_ + n, [&](float s) { return s == steps_[0]; })) return false;
+    // Records are needed where true weights are computed from predictions.
+    return bucket().weight != nullptr ||
+           std::equal(records_ + width, records_ + n * width, records_);
+  }
+
+  void record(Operation operation, const double* row) {
+    const RuleInfo& rule = bucket().rule();
+    const double* look = row + rule.step.size();
+    double* record = records_;
+    for (size_t i = 0; i < bucket().spans.size(); ++i) {
+      const bool is_made = operation == Operation::kStepAndPredict;
+      *record++ = is_made;
+      for (size_t k = 0; k < rule.look.size(); ++k) *record++ = is_made ? look[k] : 0.0;
+    }
+  }
+
+  Parts parts_;
+  float* steps_ = nullptr;
+  double* records_ = nullptr;
+  py::object increment_, grads_;
+  DType grad_dtype_{};
+};
+
+Standing make_standing(const py::object& bucket, const py::object& layouts, const py::list& params,
+                       const py::list& flats, const py::list& ledger, const py::list& states,
+                       const py::list& values, uintptr_t steps, uintptr_t records,
+                       const py::object& increment) {
+  return {{bucket, layouts, params, flats, ledger, states, values}, steps, records, increment};
+}
+
+int64_t look(const py::object& self, const py::object& of_params, const py::object& of_flats,
+          const py::object& of_ledger) {
+  return made<Standing>(self).look(of_params, of_flats, of_ledger);
+}
+
+void step(const py::object& self, Operation operation, const std::vector<double>& row,
+          bool holds_prediction, double grad_factor, int num_threads, const py::object& of_params) {
+  check_code("operation", operation);
+  made<Standing>(self).step(operation, row, holds_prediction, grad_factor, num_threads, of_params);
+}
+
+}  // namespace
+
+void bind_standing(py::module_& m) {
+  auto standing = py::class_<Standing>(m, "Standing", py::module_local());
+  standing
+      .def(py::init(&make_standing), py::arg("bucket"), py::arg("layouts"), py::arg("params"),
+           py::arg("flats"), py::arg("ledger"), py::arg("states"), py::arg("values"),
+           py::arg("steps"), py::arg("records"), py::arg("increment"))
+      .def("look", &look, py::arg("of_params"), py::arg("of_flats"), py::arg("of_ledger"))
+      .def("step", &step, py::arg("operation"), py::arg("row"), py::arg("holds_prediction"),
+           py::arg("grad_factor"), py::arg("num_threads"), py::arg("of_params"));
+  refuse_second_init<Standing>(standing);
+}
+
+}  // namespace wpadamw

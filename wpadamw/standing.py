@@ -1,0 +1,70 @@
+"""Steps after which nothing but gradients has changed, in two calls of the extension each.
+
+Most steps are like that. Walked through in Python, what has to be asked and done for a bucket takes
+longer than the update of small tensors. Everything else goes the long way, which does the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wpadamw._backends import cpp
+from wpadamw._backends.extension import extension
+from wpadamw.bucket import Bucket
+from wpadamw.compat import clear_autocast_cache, increment_version
+from wpadamw.ledger import Ledger
+from wpadamw.rules.rule import Row
+
+
+class Standing:
+    """A bucket of the C++ loop whose parameters have all had the same updates."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        assert isinstance(bucket.ledger, Ledger)
+        self.bucket, self.ledger = bucket, bucket.ledger
+        self.in_c: Any = extension().Standing(
+            bucket.kernels.table,  # type: ignore[attr-defined]
+            bucket.watch.layouts,
+            bucket.params,
+            bucket.flats,
+            bucket.ledger.tensors,
+            bucket.states,
+            bucket.state_values,
+            bucket.ledger.steps.data_ptr(),
+            bucket.ledger.predictions.data_ptr(),
+            increment_version,
+        )
+        self.count = -1
+        operation = extension().Operation
+        self.operations = {False: operation.step, True: operation.step_and_predict}
+
+    @classmethod
+    def of(cls, bucket: Bucket) -> Standing | None:
+        """That of a bucket, or None where there is none of it."""
+        is_served = isinstance(bucket.kernels, cpp.Kernels) and isinstance(bucket.ledger, Ledger)
+        return cls(bucket) if is_served and bucket.is_plain() else None
+
+    def look(self) -> bool:
+        """Whether all is as the last own write has left it, and every parameter has a gradient."""
+        bucket = self.bucket
+        of_params, of_flats = bucket.watch.versions, bucket.state_versions
+        if bucket.begun is not None or of_params is None or of_flats is None:
+            return False
+        self.count = self.in_c.look(of_params, of_flats, self.ledger.versions)
+        return bool(self.count >= 0)
+
+    def step(self, hyper: Row, factor: float, predict_next: bool) -> None:
+        """The step that follows a look; parameters hold afterwards what they held before."""
+        step, look = self.ledger.rule.scalars(hyper, self.count + 1)
+        # An interrupt may come after any line: the call is the last thing that is done.
+        self.ledger.forget()
+        self.bucket.is_after_literal_step = not predict_next
+        clear_autocast_cache()
+        self.in_c.step(
+            self.operations[predict_next],
+            (*step, *look),
+            predict_next,
+            factor,
+            cpp.num_threads(),
+            self.bucket.watch.versions,
+        )
