@@ -42,17 +42,16 @@ class Standing {
   // How many updates every parameter has had, if all is as it was, and each has a plain gradient: these
   // are kept then. Otherwise, or if parameters differ in it, -1.
   int64_t look(const py::object& of_params, const py::object& of_flats, const py::object& of_ledger) {
-    const auto& layouts = made<Layouts>(parts_.layouts);
-    const bool is_same = layouts.are_of(parts_.params) &&
-                         made<Versions>(of_params).are_of(parts_.params) &&
-                         made<Versions>(of_flats).are_of(parts_.flats) &&
+    const bool is_same = made<Versions>(of_flats).are_of(parts_.flats) &&
                          made<Versions>(of_ledger).are_of(parts_.ledger) &&
                          holds(parts_.states, parts_.values);
     if (!is_same || !are_alike()) return -1;
-    grads_ = layouts.grads_of(parts_.params);
-    const auto found = layouts.find(grads_);
-    if (!found || found->count != layouts.size()) return -1;
+    py::list grads;
+    const auto found =
+        made<Layouts>(parts_.layouts).find_all(parts_.params, made<Versions>(of_params), grads);
+    if (!found) return -1;
     use_grads(bucket(), found->addresses);
+    grads_ = std::move(grads);
     grad_dtype_ = found->are_float32 ? DType::kFloat32 : bucket().param_dtype;
     return static_cast<int64_t>(steps_[0]);
   }

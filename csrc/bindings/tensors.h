@@ -59,10 +59,13 @@ class Versions {
   bool are_of(const py::list& tensors) const {
     if (tensors.size() != known_.size()) return false;
     for (size_t i = 0; i < known_.size(); ++i) {
-      if (version_of(tensors[i]) != known_[i]) return false;
+      if (!is_of(i, tensors[i])) return false;
     }
     return true;
   }
+
+  size_t size() const { return known_.size(); }
+  bool is_of(size_t i, py::handle tensor) const { return version_of(tensor) == known_[i]; }
 
   // After one write to each of them.
   void raise() {
@@ -112,18 +115,21 @@ class Layouts {
     for (const py::handle tensor : tensors) add(borrow(tensor));
   }
 
-  size_t size() const { return layouts_.size(); }
-
   // Whether tensors are where and what the others were.
   bool are_of(const py::list& tensors) const {
     if (tensors.size() != layouts_.size()) return false;
     for (size_t i = 0; i < layouts_.size(); ++i) {
-      const dlpack::Tensor found = borrow(tensors[i]);
-      const Layout& expected = layouts_[i];
-      if (address_of(found) != expected.address || !(found.dtype == expected.dtype)) return false;
-      if (!lies_like(found, expected)) return false;
+      if (!is_at(i, tensors[i])) return false;
     }
     return true;
+  }
+
+  // Whether a tensor is where and what number i was.
+  bool is_at(size_t i, py::handle tensor) const {
+    const dlpack::Tensor found = borrow(tensor);
+    const Layout& expected = layouts_[i];
+    return address_of(found) == expected.address && found.dtype == expected.dtype &&
+           lies_like(found, expected);
   }
 
   struct Gradients {
@@ -141,14 +147,27 @@ class Layouts {
     found.addresses.resize(layouts_.size());
     std::optional<dlpack::DataType> dtype;
     for (size_t i = 0; i < layouts_.size(); ++i) {
-      if (grads[i].is_none()) continue;
-      ++found.count;
-      const std::optional<dlpack::Tensor> grad = plain(grads[i], layouts_[i]);
-      if (!grad || (dtype && !(*dtype == grad->dtype))) return {};
-      dtype = grad->dtype;
-      found.addresses[i] = address_of(*grad);
+      if (!grads[i].is_none() && !take(i, grads[i], dtype, found)) return {};
     }
-    found.are_float32 = dtype && !layouts_.empty() && !(*dtype == layouts_[0].dtype);
+    found.are_float32 = is_float32(dtype);
+    return found;
+  }
+
+  // The same for parameters that have one each and are where and what the tensors were, and whose
+  // versions are known: one after the other, since what lies around a tensor is far from the next.
+  std::optional<Gradients> find_all(const py::list& params, const Versions& versions,
+                                    py::list& grads) const {
+    if (params.size() != layouts_.size() || versions.size() != layouts_.size()) return {};
+    Gradients found;
+    found.addresses.resize(layouts_.size());
+    std::optional<dlpack::DataType> dtype;
+    for (size_t i = 0; i < layouts_.size(); ++i) {
+      if (!is_at(i, params[i]) || !versions.is_of(i, params[i])) return {};
+      const py::object grad = attribute(params[i], grad_);
+      if (grad.is_none() || !take(i, grad, dtype, found)) return {};
+      grads.append(grad);
+    }
+    found.are_float32 = is_float32(dtype);
     return found;
   }
 
@@ -175,6 +194,20 @@ class Layouts {
   }
 
  private:
+  bool take(size_t i, py::handle grad, std::optional<dlpack::DataType>& dtype,
+            Gradients& found) const {
+    const std::optional<dlpack::Tensor> tensor = plain(grad, layouts_[i]);
+    if (!tensor || (dtype && !(*dtype == tensor->dtype))) return false;
+    dtype = tensor->dtype;
+    found.addresses[i] = address_of(*tensor);
+    ++found.count;
+    return true;
+  }
+
+  bool is_float32(const std::optional<dlpack::DataType>& dtype) const {
+    return dtype && !layouts_.empty() && !(*dtype == layouts_[0].dtype);
+  }
+
   void add(const dlpack::Tensor& tensor) {
     Layout layout{address_of(tensor), tensor.device, tensor.dtype, tensor.ndim, false, dims_.size()};
     for (int32_t i = 0; i < tensor.ndim; ++i) layout.is_empty |= tensor.shape[i] == 0;
