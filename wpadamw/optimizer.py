@@ -28,6 +28,7 @@ from wpadamw.compat import (
     needs_profiled_step,
     outside_inference_mode,
 )
+from wpadamw.plan import GroupPlan
 from wpadamw.saving import Saving
 from wpadamw.scaling import Scaling, clip
 from wpadamw.step import GroupStep
@@ -179,14 +180,23 @@ class WeightPrediction(Saving):
         self._plans.clipping = None
         super().zero_grad(set_to_none)
 
-    @outside_inference_mode
     def _update(self) -> bool:
         """One update of all groups; False if there was nothing to do."""
         check_no_transform("step()")
         check_capture(self.param_groups)
-        if self._stands():
-            self._standing_step()
-            return True
+        standing = () if torch.is_inference_mode_enabled() else self._standing_plans()
+        if not standing:
+            return self._long_update()
+        self._plans.updates += 1
+        self._plans.is_interrupted = True
+        for plan in standing:
+            plan.standing_step()
+        self._plans.is_interrupted = False
+        return True
+
+    @outside_inference_mode
+    def _long_update(self) -> bool:
+        """An update before which anything may have changed."""
         scaling = self._take_scaling().seen_by_host(self.param_groups)
         if scaling is None:
             return False
@@ -200,28 +210,21 @@ class WeightPrediction(Saving):
         self._plans.is_interrupted = False
         return True
 
-    def _stands(self) -> bool:
-        """Whether nothing but gradients has changed since the last step, in any group."""
+    def _standing_plans(self) -> list[GroupPlan]:
+        """The plans of all groups if nothing but gradients has changed since the last step."""
         plans = self._plans
         if self._amp or plans.clipping is not None or plans.loaded != "no" or plans.is_interrupted:
-            return False
+            return []
+        found = []
         for group in self.param_groups:
             plan = plans.of(group)
             if plan is None:
-                return False
+                return []
             plan.check()
             if not plan.stands(self._rule(group), self.state):
-                return False
-        return True
-
-    def _standing_step(self) -> None:
-        self._plans.updates += 1
-        self._plans.is_interrupted = True
-        for group in self.param_groups:
-            plan = self._plans.of(group)
-            assert plan is not None
-            plan.standing_step()
-        self._plans.is_interrupted = False
+                return []
+            found.append(plan)
+        return found
 
     def _take_scaling(self) -> Scaling:
         """What a gradient scaler and `clip_grad_norm_` left for this step."""

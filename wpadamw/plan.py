@@ -19,6 +19,9 @@ from wpadamw.flat_state import StateDict, are_same, holds
 from wpadamw.rules.rule import Row, Rule
 from wpadamw.standing import Standing
 
+# Values of options that cannot change in place.
+_FIXED = frozenset({float, int, bool, tuple, type(None)})
+
 AllStates = dict[Tensor, StateDict]  # opt.state
 
 
@@ -43,6 +46,8 @@ class GroupPlan:
         self.params: list[Tensor] = list(group["params"])
         self.served = _Served([], list(self.params), [])
         self.standings: list[Standing] | None = None
+        self.are_fixed = False  # objects that cannot change and remain the same
+        self.known_hyper: Row | None = None  # of the hyper-parameters that were checked
         self.checked: list[Any] = []  # the hyper-parameters that were looked at last
 
     @property
@@ -62,10 +67,11 @@ class GroupPlan:
     def check(self) -> None:
         """Raises ValueError for hyper-parameters that a step could not take."""
         values = list(map(self.group.get, self.options))
-        if not are_same(values, self.checked):
+        if not (self.are_fixed and are_same(values, self.checked)):
             check_running(self.group, self.options)
             check_recoverable(self.group, self.rule)
-            self.checked = values
+            self.are_fixed = _FIXED.issuperset(map(type, values))
+            self.checked, self.known_hyper = values, None
 
     def stands(self, rule: Rule, state: AllStates) -> bool:
         """Whether nothing but gradients has changed, and `standing_step` may follow."""
@@ -75,15 +81,16 @@ class GroupPlan:
             return False
         if not (self.fits(group, rule) and holds([state], served.states)):
             return False
-        return all(
-            standing.bucket.held is standing.bucket.uniform[target] and standing.look()
-            for standing in self.standings
-        )
+        for standing in self.standings:
+            bucket = standing.bucket
+            if bucket.held is not bucket.uniform[target] or not standing.look():
+                return False
+        return True
 
     def standing_step(self) -> None:
         """A step over all buckets, after `stands` has said yes."""
         assert self.standings is not None
-        hyper, group = self.hyper(), self.group
+        hyper, group = self.checked_hyper(), self.group
         for standing in self.standings:
             standing.step(hyper, -1.0 if group["maximize"] else 1.0, group["predict_in_step"])
 
@@ -124,6 +131,12 @@ class GroupPlan:
     def host_hyper(self) -> Row:
         """The same in numbers, for which the host waits."""
         return self.rule.hyper(self.group, float(self.group["lr"]))
+
+    def checked_hyper(self) -> Row:
+        """The same, after `check` has looked at it."""
+        if self.known_hyper is None:
+            self.known_hyper = self.host_hyper()
+        return self.known_hyper
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""

@@ -62,7 +62,7 @@ class Standing:
         clear_autocast_cache()
         self.in_c.step(
             self.operations[predict_next],
-            (*step, *look),
+            step + look,
             predict_next,
             factor,
             cpp.num_threads(),

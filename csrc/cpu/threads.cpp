@@ -128,7 +128,8 @@ void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
   const RunTable& table = kernels.run[position_of(bucket, call)];
   const int num_threads = useful_threads(total, call.num_threads);
   const bool streaming = total * call.param_size > kStreamingBytes;
-#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+  if (num_threads == 1) return run_thread(bucket, call, table, 0, total, streaming);
+#pragma omp parallel num_threads(num_threads)
   {
     // The runtime may grant fewer threads than asked for.
     const int count = omp_get_num_threads(), index = omp_get_thread_num();
