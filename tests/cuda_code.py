@@ -8,10 +8,25 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from rule_table import RULES
+
+from wpadamw.rules.rule import Rule
+
 SIZES = {"float": 4, "double": 8, "wpadamw::bfloat16": 2, "wpadamw::float16": 2}
+
+
+def _num_predicting(rule: Rule) -> int:
+    """How many tensors of the state a prediction depends on."""
+    state = tuple(torch.ones(1, requires_grad=True) for _ in rule.state_names)
+    look = rule.Look(*[torch.ones(())] * len(rule.Look._fields))
+    rule.predict(torch.ones(1), state, look).backward()
+    return sum(tensor.grad is not None for tensor in state)
+
+
 # Of each rule: tensors of its state, those that an update reads, and those that a prediction reads.
-NUM_STATES = {"adamw": 2, "amsgrad": 3, "sgd": 1}
-NUM_PREDICTING = {"adamw": 2, "amsgrad": 2, "sgd": 1}
+NUM_PREDICTING = {case.rule.name: _num_predicting(case.rule()) for case in RULES.values()}
+NUM_STATES = {case.rule.name: len(case.rule.state_names) for case in RULES.values()}
 OPERATIONS = ("step", "step_and_predict", "predict", "restore")
 
 _SIGNATURE = re.compile(

@@ -264,7 +264,7 @@ def test_layouts_refuse_what_is_no_list_of_tensors(extension):
     for bad in ([1, 2], [None, None], (1,), None):
         with pytest.raises(TypeError):
             good.are_of(bad)
-    with pytest.raises(ValueError, match="grads must be one per tensor"):
+    with pytest.raises(ValueError, match="grads must have 2 entries, got 1"):
         good.addresses_of([None])
     with pytest.raises(AttributeError):
         layouts(int, [])

@@ -123,7 +123,7 @@ def test_training_records_all_lists_at_the_evaluated_steps(optimizer):
     assert training["why"] is None
     assert training["evaluated_steps"] == [2, 3, 4, 5, 6]
     lists = [training["validation_losses"], training["norm_ratios"]]
-    has_prediction = optimizer.startswith("WPAdamW")
+    has_prediction = optimizer.startswith("WP")
     assert set(training["foresight"]) == ({"matrices", "vectors"} if has_prediction else set())
     for group in training["foresight"].values():
         lists += group.values()

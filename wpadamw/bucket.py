@@ -246,8 +246,7 @@ class Bucket:
         elif completed != begun.completed:
             self.ledger.commit()
             self.held = begun.held
-        if self.state_versions is None or self.kernels.raise_versions:
-            self.state_versions = versions(self.flats)
+        self.state_versions = self.state_versions or versions(self.flats)
         self.finish_write(begun.where)
 
     def _settle_each(self, begun: _Write, done: list[bool]) -> None:
@@ -265,4 +264,6 @@ class Bucket:
         for i, staged in self.staged.items():
             layout.as_real(self.watch.locals[i].detach()).copy_(staged)
         clear_autocast_cache()
+        if self.state_versions is not None:
+            self.state_versions = versions(self.flats)
         self.watch.note_write(where, self.kernels.raise_versions)

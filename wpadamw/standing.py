@@ -14,6 +14,7 @@ from wpadamw.bucket import Bucket
 from wpadamw.compat import clear_autocast_cache, increment_version
 from wpadamw.ledger import Ledger
 from wpadamw.rules.rule import Row
+from wpadamw.tensors import PythonLayouts
 
 
 class Standing:
@@ -41,8 +42,9 @@ class Standing:
     @classmethod
     def of(cls, bucket: Bucket) -> Standing | None:
         """That of a bucket, or None where there is none of it."""
-        is_served = isinstance(bucket.kernels, cpp.Kernels) and isinstance(bucket.ledger, Ledger)
-        return cls(bucket) if is_served and bucket.is_plain() else None
+        is_served = bucket.backend is cpp and not bucket.counts_on_device
+        is_plain = bucket.is_plain() and not isinstance(bucket.watch.layouts, PythonLayouts)
+        return cls(bucket) if is_served and is_plain else None
 
     def look(self) -> bool:
         """Whether all is as the last own write has left it, and every parameter has a gradient."""

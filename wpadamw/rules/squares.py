@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -20,6 +23,16 @@ class Squares(Rule):
     state_names = ()
     Hyper = Step = Look = _NoScalars
     num_terms = 1
+
+    def scalars(
+        self,
+        hyper: Row,
+        count: Any,
+        power: Callable[[Any, Any], Any] = operator.pow,
+        sqrt: Callable[[Any], Any] = math.sqrt,
+    ) -> tuple[Row, Row]:
+        """None."""
+        return _NoScalars(), _NoScalars()
 
     def terms(
         self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
