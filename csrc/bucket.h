@@ -16,7 +16,7 @@ struct Span {
   uintptr_t grad = 0;  // 0: no gradient in this step, the tensor is left alone
   int64_t offset = 0;  // of its state in the flat buffers, in elements
   int64_t numel = 0;
-  int32_t row = 0;    // of Call::scalars: this operation's scalars; -1: leave the tensor alone
+  int32_t row = 0;    // of Call::scalars: this operation's scalars; -1: true weights are held
   int32_t held = -1;  // of Call::scalars: the prediction that the parameter holds; -1: none
 };
 

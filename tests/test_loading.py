@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import BACKENDS
 from models import (
     equal,
     held,
@@ -131,6 +132,23 @@ def test_training_goes_on_as_if_it_had_never_stopped(model_mode, is_model_first,
         set_grads(module.parameters(), seed=5)
         own.step()
     assert equal(snapshot(opt), snapshot(running_opt))
+
+
+@pytest.mark.filterwarnings("ignore:Parameters were written")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_from_outside_come_back_from_the_optimizers_file_alone(backend):
+    param, others = (nn.Parameter(torch.full((5,), value)) for value in (1.0, 2.0))
+    opt = wpadamw.WPAdamW([param], lr=0.1, backend=backend)
+    param.grad = torch.ones(5)
+    opt.step()
+    with torch.no_grad():
+        param.fill_(7.0)  # the new true weights, whose prediction moves nothing
+    saved = through_file(opt.state_dict())
+    assert saved["param_groups"][0]["weights_are"] == "predicted"
+    opt = wpadamw.WPAdamW([others], backend=backend)
+    opt.load_state_dict(saved)
+    opt.predict()
+    assert others.tolist() == [7.0] * 5
 
 
 def test_optimizer_alone_brings_the_true_weights():

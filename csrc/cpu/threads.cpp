@@ -21,8 +21,14 @@ constexpr int64_t kStreamingBytes = int64_t{8} << 20;
 // Whether the operation leaves this tensor alone.
 bool is_idle(const Bucket& bucket, const Call& call, const Span& span) {
   if (is_step(call.operation)) return span.grad == 0;
-  if (call.operation == Operation::kPredict) return span.row < 0;
-  return bucket.weight == nullptr && span.held < 0;
+  const bool moves = call.operation == Operation::kPredict ? span.row >= 0 : span.held >= 0;
+  return bucket.weight == nullptr && !moves;
+}
+
+// A prediction that moves nothing leads to the true weights.
+Operation operation_on(const Call& call, const Span& span) {
+  const bool is_null = call.operation == Operation::kPredict && span.row < 0;
+  return is_null ? Operation::kRestore : call.operation;
 }
 
 int64_t busy_elements(const Bucket& bucket, const Call& call) {
@@ -64,7 +70,6 @@ void finish_streaming() {
 // Elements [first, past) of the bucket, counted over its busy tensors in table order.
 void run_thread(const Bucket& bucket, const Call& call, const RunTable& table, int64_t first,
                 int64_t past, bool streaming) {
-  const Run* runs = table.at[static_cast<int>(call.operation)];
   int64_t start = 0;
   for (const Span& span : bucket.spans) {
     if (start >= past) break;
@@ -72,7 +77,8 @@ void run_thread(const Bucket& bucket, const Call& call, const RunTable& table, i
     const int64_t begin = std::max<int64_t>(first - start, 0);
     const int64_t end = std::min(past - start, span.numel);
     if (begin < end) {
-      const Run run = runs[static_cast<int>(source_of(bucket, call, span))];
+      const auto operation = static_cast<size_t>(operation_on(call, span));
+      const Run run = table.at[operation][static_cast<int>(source_of(bucket, call, span))];
       run(task_of(bucket, call, span), begin, end, streaming);
     }
     start += span.numel;

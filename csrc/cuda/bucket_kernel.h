@@ -18,12 +18,16 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
   using Loaded = typename Base::template Loaded<kN>;
   using Base::Base;
 
+  bool moves = true;  // a prediction may move nothing
+
   template <int kN>
   __device__ void run_element(Loaded<kN>& loaded, int j) const {
     Element<Rule, real_t> element = this->element(loaded, j);
     real_t gradient{};
     if constexpr (is_step(kOperation)) gradient = this->gradient(loaded, j);
-    loaded.param.values[j] = Round<param_t>::from(apply<kOperation>(element, gradient, this->row));
+    real_t held = apply<kOperation>(element, gradient, this->row);
+    if constexpr (kOperation == Operation::kPredict) held = moves ? held : element.weight;
+    loaded.param.values[j] = Round<param_t>::from(held);
     loaded.weight.values[j] = element.weight;
 #pragma unroll
     for (int k = 0; k < Rule::kNumStates; ++k) {
@@ -92,10 +96,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Rule, typename RealOf<par
     grad = arguments.grads[chunk.tensor];
     if (grad == 0) return;
   }
+  BucketBlock<Rule, param_t, grad_t, kOperation, kHasBackup> block(arguments, chunk, grad);
   if constexpr (kOperation == Operation::kPredict) {
-    if (arguments.moves_nothing(chunk.tensor)) return;
+    block.moves = !arguments.moves_nothing(chunk.tensor);
+    if (!kHasBackup && !block.moves) return;  // it holds its true weights
   }
-  BucketBlock<Rule, param_t, grad_t, kOperation, kHasBackup>(arguments, chunk, grad).run();
+  block.run();
 }
 
 template <typename Rule, typename dtypes, Operation kOperation, bool kHasBackup>

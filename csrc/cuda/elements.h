@@ -55,7 +55,8 @@ struct Arguments {
     return index == nullptr ? holds_prediction : index[num_tensors + tensor] >= 0;
   }
   __device__ RowOf<Rule, real_t> row_of(int32_t tensor) const {
-    return index == nullptr ? row : round_row<Rule, real_t>(at(index[tensor]));
+    if (index == nullptr) return row;
+    return round_row<Rule, real_t>(at(index[tensor] < 0 ? 0 : index[tensor]));
   }
   __device__ Look held_of(int32_t tensor) const {
     return index == nullptr ? held : round_look<Rule, real_t>(at(index[num_tensors + tensor]));

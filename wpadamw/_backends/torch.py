@@ -191,6 +191,6 @@ class Kernels:
     def _true_weight(self, i: int, of_held: _Column) -> Tensor:
         stored = self._stored_weight(i).to(self.like.dtype)
         held = None if self.bucket.weight is not None else of_held.get(i)
-        if held is None:
+        if held is None or not self.rule.can_recover():  # what it holds will do
             return stored
         return _where(held, self.rule.recover(stored, self._state(i), held.look), stored)
