@@ -11,23 +11,17 @@ before anything else is done with the bucket: the kernels' own count tells what 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from wpadamw import flat_state, layout
 from wpadamw._backends.interface import Backend, Completed, Gradients, Rows
-from wpadamw.checks import Mode, why_no_memory
-from wpadamw.compat import clear_autocast_cache
-from wpadamw.device_ledger import DeviceLedger
-from wpadamw.flat_state import StateDict, all_same, holds
-from wpadamw.gradients import GradientReader
-from wpadamw.ledger import Ledger
+from wpadamw.bucket_state import BucketState
+from wpadamw.checks import Mode
+from wpadamw.flat_state import StateDict
 from wpadamw.rules.rule import Row, Rule
-from wpadamw.tensors import Versions, versions
-from wpadamw.watch import Watch
+from wpadamw.tensors import versions
 
 
 class StepCall(NamedTuple):
@@ -49,19 +43,11 @@ class _Write(NamedTuple):
     resume: Callable[[], None] | None = None  # does the rest, if counts have been advanced
 
 
-class Bucket:
+class Bucket(BucketState):
     """Parameters that share device, dtype and rule, with their optimizer state.
 
-    Args:
-        params: parameters, none of them twice.
-        rule: the update rule.
-        has_backup: keep the true weights in the state.
-        backend: whose kernels to use.
-        states: per parameter the state so far, {} at its first gradient. Its tensors are copied
-            into the flat buffers and replaced by views of them.
-        held: which parameters hold predictions.
-        counts_on_device: keep counts, records and scalars there, so that the host never waits for
-            them and CUDA graphs can capture a step.
+    ``held`` tells which parameters hold predictions; the other arguments are those of
+    `BucketState`.
     """
 
     def __init__(
@@ -74,27 +60,7 @@ class Bucket:
         held: list[bool],
         counts_on_device: bool = False,
     ) -> None:
-        self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
-        for i, param in enumerate(params):
-            if (reason := why_no_memory(param)) is not None:
-                raise RuntimeError(f"params[{i}] {reason}")
-        self.dtype = params[0].dtype  # they may be cast later
-        self.real_dtype = layout.REAL_DTYPE[self.dtype]
-        self.watch = Watch(params)
-        self.staged: dict[int, Tensor] = {}
-        dense = [self._dense(i, local) for i, local in enumerate(self.watch.locals)]
-        self.tensors = flat_state.allocate(dense, rule, has_backup, self.real_dtype)
-        self.gradients = GradientReader(params, dense)
-        self.backend, self.kernels = backend, backend.Kernels(self.tensors)
-        self.counts_on_device = counts_on_device
-        self.ledger: Ledger | DeviceLedger = Ledger(rule, states)
-        if counts_on_device:
-            self.ledger = DeviceLedger(self.ledger, dense[0].device, self.kernels)
-        flats = [*self.tensors.state_flat, self.tensors.weight_flat]
-        self.flats = [flat for flat in flats if flat is not None]
-        self.state_values = flat_state.absorb(params, states, self.tensors, self.ledger)
-        # Of the state that parameters got what they hold from; None: of another one.
-        self.state_versions: Versions | None = versions(self.flats)
+        super().__init__(params, rule, has_backup, backend, states, counts_on_device)
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
             "predicted": [True] * len(params),
@@ -103,54 +69,17 @@ class Bucket:
         self.is_after_literal_step = False
         self.begun: _Write | None = None
 
-    def _dense(self, i: int, local: Tensor) -> Tensor:
-        """The memory that kernels read and write for parameter i."""
-        real = layout.as_real(local.detach())
-        if layout.is_dense(real) and layout.is_aligned(real):
-            return real
-        # A view with gaps, or at an odd address: kernels work on a copy of it.
-        self.staged[i] = real.clone(memory_format=torch.contiguous_format)
-        return self.staged[i]
-
-    # Is everything still where it was?
-
-    def is_intact(self) -> bool:
-        """Whether parameters and state tensors are where they were at construction."""
-        return self.watch.is_in_place() and self.has_own_states()
-
-    def has_own_states(self) -> bool:
-        """Whether the state tensors are those of construction."""
-        return holds(self.states, self.state_values)
-
-    def has_states_of(self, state: Mapping[Tensor, StateDict]) -> bool:
-        """Whether these are the parameters' state dicts."""
-        return all_same(map(state.get, self.params), self.states)
-
-    def written_outside(self) -> list[int]:
-        """Indices of parameters that others wrote to since the last own write."""
-        return self.watch.written(without_trace=not self.has_backup)
-
     def refresh(self) -> None:
         """Takes note of what happened outside. To be called before anything else is done."""
         self.settle()
         if self.ledger.refresh():
             self.state_versions = None
 
-    def is_plain(self) -> bool:
-        """Whether kernels work on the very memory of parameters that nobody shares."""
-        watch = self.watch
-        are_own = watch.are_whole and not (watch.are_sharded or self.staged)
-        return are_own and not self.params[0].is_complex()
-
     def quick_look(self) -> list[Gradients] | None:
         """The gradients, if all else is as the last own write has left it; else, or if, None."""
         is_settled = self.begun is None and not self.staged and self.can_recreate()
         is_settled = is_settled and not self.ledger.is_written() and self.has_own_states()
         return self.gradients.quick_look() if is_settled and self.watch.is_untouched() else None
-
-    def can_recreate(self) -> bool:
-        """Whether the state is that from which parameters got what they hold."""
-        return self.state_versions is not None and self.state_versions.are_of(self.flats)
 
     # What parameters hold.
 
@@ -253,17 +182,3 @@ class Bucket:
         self.ledger.commit(done)
         pairs = zip(done, begun.held, self.held, strict=True)
         self.held = [after if is_done else old for is_done, after, old in pairs]
-
-    def stage(self) -> None:
-        """Brings the dense copies of parameters with gaps up to date."""
-        for i, staged in self.staged.items():
-            staged.copy_(layout.as_real(self.watch.locals[i].detach()))
-
-    def finish_write(self, where: list[bool] | None = None) -> None:
-        """To be called after writes to parameters (None: all): for autograd, and as own writes."""
-        for i, staged in self.staged.items():
-            layout.as_real(self.watch.locals[i].detach()).copy_(staged)
-        clear_autocast_cache()
-        if self.state_versions is not None:
-            self.state_versions = versions(self.flats)
-        self.watch.note_write(where, self.kernels.raise_versions)

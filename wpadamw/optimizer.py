@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +11,8 @@ from torch.optim.optimizer import Optimizer
 
 from wpadamw.checks import (
     Group,
-    Mode,
     check_arguments,
-    check_dtype,
-    check_known,
     check_mode,
-    check_recoverable,
-    check_unique,
     plain_numbers,
 )
 from wpadamw.compat import (
@@ -28,8 +22,8 @@ from wpadamw.compat import (
     needs_profiled_step,
     outside_inference_mode,
 )
+from wpadamw.modes import Modes
 from wpadamw.plan import GroupPlan
-from wpadamw.saving import Saving
 from wpadamw.scaling import Scaling, clip
 from wpadamw.step import GroupStep
 from wpadamw.sums import SquaredGradients
@@ -38,7 +32,7 @@ from wpadamw.sums import SquaredGradients
 _NO_OPTIONS = ("self", "params", "amp", "backend", "__class__")
 
 
-class WeightPrediction(Saving):
+class WeightPrediction(Modes):
     """Base class: an update rule with parameters that can hold predicted weights."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -50,52 +44,6 @@ class WeightPrediction(Saving):
             options["betas"] = tuple(map(float, options["betas"]))
         amp, backend = arguments["amp"], arguments["backend"]
         super().__init__(arguments["params"], options, amp=amp, backend=backend)
-
-    # Modes.
-
-    @property
-    def weights_are(self) -> Mode:
-        """What the parameters hold: ``"true"`` or ``"predicted"`` weights."""
-        return "predicted" if "predicted" in self._modes() else "true"
-
-    @disable_dynamo
-    def predict(self) -> None:
-        """Go to the predicted weights: where the optimizer expects to be after its next step.
-
-        Idempotent, and free when the parameters hold them already. Parameters without a completed
-        update keep their true weights. After `restore` the same bits come back.
-        """
-        self._return_to(["predicted"] * len(self.param_groups))
-
-    @disable_dynamo
-    def restore(self) -> None:
-        """Go to the true weights: what AdamW would hold. To evaluate, save and average.
-
-        Idempotent, free when the parameters hold them already, and exact (with ``backup=False``
-        to a few ulp).
-        """
-        self._return_to(["true"] * len(self.param_groups))
-
-    @disable_dynamo
-    def train(self) -> None:
-        """The same as `predict`, under the name that training frameworks call."""
-        self.predict()
-
-    @disable_dynamo
-    def eval(self) -> None:
-        """The same as `restore`, under the name that training frameworks call."""
-        self.restore()
-
-    @disable_dynamo
-    @contextmanager
-    def true_weights(self) -> Iterator[None]:
-        """Run the body with true weights; the former state comes back, also after an error."""
-        modes = self._modes()
-        self.restore()
-        try:
-            yield
-        finally:
-            self._return_to(modes)
 
     # Step.
 
@@ -260,30 +208,3 @@ class WeightPrediction(Saving):
             started += starting
             plan.adopt(starting, self.state)
         return GroupStep(plan, [bucket.gradients.read() for bucket in plan.buckets], scaling)
-
-    # Groups.
-
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a parameter group; it starts in the optimizer's present mode.
-
-        Raises:
-            ValueError: for hyper-parameters out of range and duplicate parameters.
-            TypeError: for parameters of a dtype that is not supported.
-        """
-        if not isinstance(param_group, dict):
-            super().add_param_group(param_group)  # raises
-        mode = self.weights_are if self.param_groups else "true"
-        group = plain_numbers({"weights_are": mode, **param_group})
-        if not isinstance(group["params"], (Tensor, set, dict)):
-            group["params"] = list(group["params"])
-            check_unique(group["params"])
-        check_known(group, self.defaults, type(self).__name__)
-        super().add_param_group(group)
-        try:
-            for param in self.param_groups[-1]["params"]:
-                check_dtype(param)
-            check_arguments(self.param_groups[-1], self.original)
-            check_recoverable(self.param_groups[-1], self._rule(self.param_groups[-1]))
-        except BaseException:
-            self.param_groups.pop()
-            raise

@@ -1,0 +1,119 @@
+"""A bucket's parameters and their state in flat buffers, and whether all is where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from wpadamw import flat_state, layout
+from wpadamw._backends.interface import Backend
+from wpadamw.checks import why_no_memory
+from wpadamw.compat import clear_autocast_cache
+from wpadamw.device_ledger import DeviceLedger
+from wpadamw.flat_state import StateDict, all_same, holds
+from wpadamw.gradients import GradientReader
+from wpadamw.ledger import Ledger
+from wpadamw.rules.rule import Rule
+from wpadamw.tensors import Versions, versions
+from wpadamw.watch import Watch
+
+
+class BucketState:
+    """Parameters that share device, dtype and rule, with their optimizer state.
+
+    Args:
+        params: parameters, none of them twice.
+        rule: the update rule.
+        has_backup: keep the true weights in the state.
+        backend: whose kernels to use.
+        states: per parameter the state so far, {} at its first gradient. Its tensors are copied
+            into the flat buffers and replaced by views of them.
+        counts_on_device: keep counts, records and scalars there, so that the host never waits for
+            them and CUDA graphs can capture a step.
+    """
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        rule: Rule,
+        has_backup: bool,
+        backend: Backend,
+        states: list[StateDict],
+        counts_on_device: bool = False,
+    ) -> None:
+        self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
+        for i, param in enumerate(params):
+            if (reason := why_no_memory(param)) is not None:
+                raise RuntimeError(f"params[{i}] {reason}")
+        self.dtype = params[0].dtype  # they may be cast later
+        self.real_dtype = layout.REAL_DTYPE[self.dtype]
+        self.watch = Watch(params)
+        self.staged: dict[int, Tensor] = {}
+        dense = [self._dense(i, local) for i, local in enumerate(self.watch.locals)]
+        self.tensors = flat_state.allocate(dense, rule, has_backup, self.real_dtype)
+        self.gradients = GradientReader(params, dense)
+        self.backend, self.kernels = backend, backend.Kernels(self.tensors)
+        self.counts_on_device = counts_on_device
+        self.ledger: Ledger | DeviceLedger = Ledger(rule, states)
+        if counts_on_device:
+            self.ledger = DeviceLedger(self.ledger, dense[0].device, self.kernels)
+        flats = [*self.tensors.state_flat, self.tensors.weight_flat]
+        self.flats = [flat for flat in flats if flat is not None]
+        self.state_values = flat_state.absorb(params, states, self.tensors, self.ledger)
+        # Of the state that parameters got what they hold from; None: of another one.
+        self.state_versions: Versions | None = versions(self.flats)
+
+    def _dense(self, i: int, local: Tensor) -> Tensor:
+        """The memory that kernels read and write for parameter i."""
+        real = layout.as_real(local.detach())
+        if layout.is_dense(real) and layout.is_aligned(real):
+            return real
+        # A view with gaps, or at an odd address: kernels work on a copy of it.
+        self.staged[i] = real.clone(memory_format=torch.contiguous_format)
+        return self.staged[i]
+
+    # Is everything still where it was?
+
+    def is_intact(self) -> bool:
+        """Whether parameters and state tensors are where they were at construction."""
+        return self.watch.is_in_place() and self.has_own_states()
+
+    def has_own_states(self) -> bool:
+        """Whether the state tensors are those of construction."""
+        return holds(self.states, self.state_values)
+
+    def has_states_of(self, state: Mapping[Tensor, StateDict]) -> bool:
+        """Whether these are the parameters' state dicts."""
+        return all_same(map(state.get, self.params), self.states)
+
+    def written_outside(self) -> list[int]:
+        """Indices of parameters that others wrote to since the last own write."""
+        return self.watch.written(without_trace=not self.has_backup)
+
+    def is_plain(self) -> bool:
+        """Whether kernels work on the very memory of parameters that nobody shares."""
+        watch = self.watch
+        are_own = watch.are_whole and not (watch.are_sharded or self.staged)
+        return are_own and not self.params[0].is_complex()
+
+    def can_recreate(self) -> bool:
+        """Whether the state is that from which parameters got what they hold."""
+        return self.state_versions is not None and self.state_versions.are_of(self.flats)
+
+    # Around own writes.
+
+    def stage(self) -> None:
+        """Brings the dense copies of parameters with gaps up to date."""
+        for i, staged in self.staged.items():
+            staged.copy_(layout.as_real(self.watch.locals[i].detach()))
+
+    def finish_write(self, where: list[bool] | None = None) -> None:
+        """To be called after writes to parameters (None: all): for autograd, and as own writes."""
+        for i, staged in self.staged.items():
+            layout.as_real(self.watch.locals[i].detach()).copy_(staged)
+        clear_autocast_cache()
+        if self.state_versions is not None:
+            self.state_versions = versions(self.flats)
+        self.watch.note_write(where, self.kernels.raise_versions)
