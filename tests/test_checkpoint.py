@@ -21,6 +21,7 @@ from models import (
     train,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wpadamw
 from wpadamw.rules.adamw import AdamW
@@ -326,3 +327,35 @@ def test_step_and_switches_allocate_nothing_of_a_parameters_size(dtype):
         kept = torch.zeros(2**14)
     sizes = [event.nbytes() for event in profile.profiler.kineto_results.events()]
     assert max(sizes) == kept.nbytes
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies of large tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("copy_", "_to_copy", "clone") and args[0].numel() >= NUMEL_OF_LARGE:
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+NUMEL_OF_LARGE = 100_000
+
+
+def test_every_tensor_of_a_file_is_copied_once():
+    params = [nn.Parameter(torch.randn(NUMEL_OF_LARGE)) for _ in range(2)]
+    optimizers = [wpadamw.WPAdamW([param]) for param in params]
+    for param, opt in zip(params, optimizers, strict=True):
+        param.grad = torch.randn(NUMEL_OF_LARGE)
+        opt.step()
+    file = optimizers[0].state_dict()
+    with Copies() as copies:
+        optimizers[1].load_state_dict(file)
+    assert copies.count == 3  # both moments and the weight
+    optimizers[0].step()
+    exp_avg = optimizers[1].state[params[1]]["exp_avg"]
+    assert not torch.equal(exp_avg, optimizers[0].state[params[0]]["exp_avg"])

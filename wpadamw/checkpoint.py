@@ -1,4 +1,4 @@
-"""Reading a state dict: everything is checked and copied before anything of the optimizer changes.
+"""Reading a state dict: everything is checked before anything of the optimizer changes.
 
 The base class would cast moments to the parameter's dtype, alias the given tensors, and accept
 tensors of any shape.
@@ -33,7 +33,9 @@ def read(
     of_original: Container[str],
     rule_of: Callable[[Group], Rule],
 ) -> tuple[list[Group], dict[Tensor, StateDict]]:
-    """Copies of the saved groups with these groups' parameters, and of the parameters' states.
+    """Copies of the saved groups with these groups' parameters, and the parameters' states.
+
+    The tensors of the states are the saved ones: buckets copy them to their flat buffers.
 
     Args:
         state_dict: what was saved.
@@ -118,7 +120,7 @@ def _read_state(
     groups: Sequence[Group],
     rules: Sequence[Rule],
 ) -> dict[Tensor, StateDict]:
-    """Copies of the saved per-parameter states, on the parameters' devices.
+    """The saved per-parameter states.
 
     Args:
         saved: ``state_dict["state"]``.
@@ -222,11 +224,7 @@ def _read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
         raise ValueError(f"{where} must be a tensor, got {type(value).__name__}")
     if (reason := _why_not_like(value, param)) is not None:
         raise ValueError(f"{where} must {reason}")
-    try:
-        # Converted before it is moved: a copy even where dtype and device are the same.
-        return value.detach().to(device=param.device, dtype=_state_dtype(param), copy=True)
-    except (RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{where} cannot be copied: {error}") from error
+    return value.detach()  # copied where it goes to
 
 
 def _state_dtype(param: Tensor) -> torch.dtype:
