@@ -77,7 +77,7 @@ class GroupPlan:
         """Whether nothing but gradients has changed, and `standing_step` may follow."""
         served, group = self.served, self.group
         target: Mode = "predicted" if group["predict_in_step"] else "true"
-        if self.standings is None or served.pending or group["weights_are"] != target:
+        if self.standings is None or group["weights_are"] != target or self.starting():
             return False
         if not (self.fits(group, rule) and holds([state], served.states)):
             return False
@@ -97,7 +97,9 @@ class GroupPlan:
     def quick_look(self, rule: Rule, state: AllStates) -> list[list[Gradients]] | None:
         """Each bucket's gradients, if all else is as the last own write has left it; else None."""
         served, mode = self.served, self.group["weights_are"]
-        if served.pending or not (self.fits(self.group, rule) and holds([state], served.states)):
+        if self.starting():
+            return None
+        if not (self.fits(self.group, rule) and holds([state], served.states)):
             return None
         looks = [b.quick_look() if b.holds_all(mode) else None for b in served.buckets]
         return None if None in looks else cast(list[list[Gradients]], looks)
