@@ -87,8 +87,10 @@ def test_every_array_is_accessed_by_16_bytes_and_as_often_as_the_table_says(kern
             ELEMENTS_PER_THREAD * size for size in (kernel.bytes_read(), kernel.bytes_written())
         )
         assert kernel.wide_bytes("LDG") == read, kernel.name
-        # Where a parameter may hold a prediction or not, each may have stores of its own.
-        num_ways = 1 if kernel.has_backup or kernel.operation == "predict" else 2
+        # Where a parameter may hold a prediction or not, and where it may be moved or not, each way
+        # may have stores of its own.
+        has_ways = kernel.operation == "predict" or not kernel.has_backup
+        num_ways = 2 if has_ways else 1
         assert kernel.wide_bytes("STG") in (written, num_ways * written), kernel.name
 
 
