@@ -27,6 +27,7 @@ from wpadamw._backends.interface import (
 )
 from wpadamw.rules.rule import Rule
 from wpadamw.rules.squares import Squares
+from wpadamw.rules.summing import in_order
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET not 1"),
@@ -70,6 +71,12 @@ def quiet():
     """The interpreter divides by zero where kernels may."""
     with numpy.errstate(all="ignore"):
         yield
+
+
+@pytest.fixture
+def backend():
+    """Whose kernels are compared with the specification."""
+    return triton
 
 
 # Buckets.
@@ -147,26 +154,28 @@ def rules_and_kinds():
 
 @pytest.mark.parametrize("rule, dtype, grad_dtype, has_backup", rules_and_kinds())
 @pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
-def test_operations_equal_the_specification(operation, rule, dtype, grad_dtype, has_backup):
+def test_operations_equal_the_specification(
+    backend, operation, rule, dtype, grad_dtype, has_backup
+):
     moved = -1 if operation is Operation.predict else 1
     index = [[0, 1, 2, 0, moved, 2], [-1] * 6 if has_backup else [1, 2, 0, -1, 2, -1]]
     buckets = [random_bucket(rule, dtype, has_backup) for _ in range(2)]
     grads, rows = random_gradients(grad_dtype), rows_of(rule, index)
-    for backend, bucket in zip((triton, specification), buckets, strict=True):
-        run(backend.Kernels(bucket), operation, grads, rows)
+    for kernels, bucket in zip((backend, specification), buckets, strict=True):
+        run(kernels.Kernels(bucket), operation, grads, rows)
     for got, want in zip(*map(tensors_of, buckets), strict=True):
         assert_same_bits("array", got, want)
 
 
 @each_kind
 @pytest.mark.parametrize("rule", SUMMING, ids=lambda rule: rule.name)
-def test_sums_equal_the_specification(rule, dtype, grad_dtype):
+def test_sums_equal_the_specification(backend, rule, dtype, grad_dtype):
     bucket = random_bucket(rule, dtype, bool(rule.state_names), SUMMED)
     grads = random_gradients(grad_dtype, SUMMED)
     before = [tensor.clone() for tensor in tensors_of(bucket)]
     rows = rows_of(rule, [[0, 1, 2, 0, 1, 2, 1], [-1] * 7])
     got, want = (
-        backend.Kernels(bucket).sums(grads, rows, FACTOR) for backend in (triton, specification)
+        kernels.Kernels(bucket).sums(grads, rows, FACTOR) for kernels in (backend, specification)
     )
     assert_same_bits("sums", got, want)
     assert got.shape == (rule.num_terms, len(SUMMED)) and got[:, WITHOUT_GRAD].eq(0).all()
@@ -174,12 +183,19 @@ def test_sums_equal_the_specification(rule, dtype, grad_dtype):
         assert_same_bits("array", tensor, value)
 
 
-def test_sums_of_nothing_are_zero():
+def test_sums_of_nothing_are_zero(backend):
     bucket = random_bucket(Squares(), torch.float32, False, [0])
     empty = torch.empty(0)
     grads = Gradients(torch.float32, [empty], [empty.data_ptr()], None)
-    sums = triton.Kernels(bucket).sums(grads, rows_of(Squares(), [[0], [-1]]), 1.0)
+    sums = backend.Kernels(bucket).sums(grads, rows_of(Squares(), [[0], [-1]]), 1.0)
     assert sums.tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 1000])
+def test_totals_equal_the_specification(backend, count):
+    numbers = wide((count,), torch.float64, torch.Generator().manual_seed(1))
+    kernels = backend.Kernels(random_bucket(Squares(), torch.float32, False, [3]))
+    assert_same_bits("total", kernels.total(numbers).reshape(()), in_order(numbers))
 
 
 # Counts and records.

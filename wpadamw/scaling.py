@@ -118,7 +118,9 @@ NONFINITE = (
 
 
 def _norm_dtype(grads: list[Tensor]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, [grad.dtype.to_real() for grad in grads])
+    """That of the gradients, float32 at least."""
+    dtypes = [grad.dtype.to_real() for grad in grads]
+    return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def _grads(groups: Sequence[Group]) -> list[Tensor]:

@@ -20,10 +20,10 @@ constexpr double kMade = 1.0;  // wpadamw._backends.interface.Kind
 struct Parts {
   py::object bucket, layouts;
   py::list params;
-  py::list flats;    // of the state
-  py::list ledger;   // step counts and records
-  py::list states;   // dicts
-  py::list values;   // all that they hold, in order
+  py::list flats;   // of the state
+  py::list ledger;  // step counts and records
+  py::list states;  // dicts
+  py::list values;  // all that they hold, in order
 };
 
 class Standing {
@@ -85,7 +85,8 @@ class Standing {
   bool are_alike() const {
     const size_t n = bucket().spans.size();
     const auto width = static_cast<size_t>(bucket().rule().record_width());
-    if (n == 0 || !std::all_of(steps_, steps_ + n, [&](float s) { return s == steps_[0]; })) return false;
+    const auto is_common = [&](float count) { return count == steps_[0]; };
+    if (n == 0 || !std::all_of(steps_, steps_ + n, is_common)) return false;
     // Records are needed where true weights are computed from predictions.
     return bucket().weight != nullptr ||
            std::equal(records_ + width, records_ + n * width, records_);
@@ -117,7 +118,7 @@ Standing make_standing(const py::object& bucket, const py::object& layouts, cons
 }
 
 int64_t look(const py::object& self, const py::object& of_params, const py::object& of_flats,
-          const py::object& of_ledger) {
+             const py::object& of_ledger) {
   return made<Standing>(self).look(of_params, of_flats, of_ledger);
 }
 
