@@ -7,7 +7,9 @@ import torch
 from helpers import BACKENDS, assert_same_bits, wide
 
 from wpadamw import WPAdamW
-from wpadamw.rules.summing import total
+from wpadamw.rules.squares import Squares
+from wpadamw.rules.summing import in_order, total
+from wpadamw.sums import GradientSums
 
 NUMELS = (5, 3000, 0, 64, 100_003, 2048)
 
@@ -58,6 +60,19 @@ def test_the_tree_is_by_halves_then_in_order():
             values = values[: len(values) // 2] + values[len(values) // 2 :]
         expected += float(values)
     assert float(total(terms)) == expected
+
+
+class SquaresOfTensors(Squares):
+    scope = "tensor"
+
+
+def test_sums_go_over_each_tensor_or_over_all_of_them():
+    params = [*parameters(), *parameters(torch.float64)]
+    rules = SquaresOfTensors(), Squares()
+    each, whole = (GradientSums(rule, params, "auto").sums() for rule in rules)
+    assert (each.shape, whole.shape) == ((1, len(params)), (1, 1))
+    assert each[0].tolist() == [float(total(p.grad * p.grad)) for p in params]
+    assert float(whole) == float(in_order(each[0]))
 
 
 def test_clipping_reads_gradients_and_writes_nothing():

@@ -24,9 +24,10 @@ from wpadamw.compat import (
 )
 from wpadamw.modes import Modes
 from wpadamw.plan import GroupPlan
+from wpadamw.rules.squares import Squares
 from wpadamw.scaling import Scaling, clip
 from wpadamw.step import GroupStep
-from wpadamw.sums import SquaredGradients
+from wpadamw.sums import GradientSums
 
 # Arguments of constructors that are no options of a parameter group.
 _NO_OPTIONS = ("self", "params", "amp", "backend", "__class__")
@@ -119,9 +120,9 @@ class WeightPrediction(Modes):
         params = [param for group in self.param_groups for param in group["params"]]
         squared = self._plans.squared_gradients
         if squared is None or not squared.serves(params):
-            squared = SquaredGradients(params, self._backend)
+            squared = GradientSums(Squares(), params, self._backend)
             self._plans.squared_gradients = squared
-        return squared.total()
+        return squared.sums().reshape(())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Like torch's; a factor of `clip_grad_norm_` goes with the gradients."""

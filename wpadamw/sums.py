@@ -13,30 +13,30 @@ import torch
 from torch import Tensor
 
 from wpadamw import _backends, flat_state, layout
-from wpadamw.compat import device_guard
 from wpadamw.gradients import GradientReader
 from wpadamw.ledger import no_rows
-from wpadamw.rules.squares import Squares
+from wpadamw.rules.rule import Rule
 from wpadamw.tensors import layouts
 
 
-class _Squares:
-    """Parameters of one device and dtype, and what squares their gradients."""
+class _Part:
+    """Parameters of one device and dtype, and what sums the terms of a rule over them."""
 
-    def __init__(self, params: list[Tensor], backend_name: str) -> None:
-        dense = [_dense(param) for param in params]
-        self.gradients = GradientReader(params, dense)
-        backend = _backends.choose(backend_name, dense[0].device.type)
-        tensors = flat_state.allocate(dense, Squares(), False, layout.REAL_DTYPE[params[0].dtype])
-        self.kernels = backend.Kernels(tensors)
+    def __init__(self, rule: Rule, params: list[Tensor], backend_name: str) -> None:
+        self.rule, self.num_params = rule, len(params)
+        self.dense = [_dense(param) for param in params]
+        self.gradients = GradientReader(params, self.dense)
+        backend = _backends.choose(backend_name, self.dense[0].device.type)
+        real_dtype = layout.REAL_DTYPE[params[0].dtype]
+        self.kernels = backend.Kernels(flat_state.allocate(self.dense, rule, False, real_dtype))
 
-    def sums(self) -> Tensor | None:
-        """Of each gradient, 0 where there is none; None if there is none at all."""
-        rows, total = no_rows(Squares()), None
-        for grads in self.gradients.read():
-            sums = self.kernels.sums(grads, rows, 1.0)[0]
-            total = sums if total is None else total + sums  # each in one dtype, 0 in others
-        return total
+    def sums(self) -> Tensor:
+        """Of each tensor: float64, [num_terms, parameters], 0 where there is no gradient."""
+        rows = no_rows(self.rule)
+        # A parameter's gradient has one dtype: all other summands are 0.
+        found = [self.kernels.sums(grads, rows, 1.0) for grads in self.gradients.read()]
+        shape, device = (self.rule.num_terms, self.num_params), self.dense[0].device
+        return sum(found, torch.zeros(shape, dtype=torch.float64, device=device))
 
 
 def _dense(param: Tensor) -> Tensor:
@@ -44,40 +44,40 @@ def _dense(param: Tensor) -> Tensor:
     return real if layout.is_dense(real) and layout.is_aligned(real) else torch.empty_like(real)
 
 
-class SquaredGradients:
-    """The sum of the squares of all gradients of some parameters.
+class GradientSums:
+    """The sums of a rule's terms over the gradients of parameters; the rule has no state.
 
     Args:
+        rule: whose terms are summed, and over what: its ``scope``.
         params: in the order in which they are summed.
         backend_name: whose kernels to use.
     """
 
-    def __init__(self, params: Sequence[Tensor], backend_name: str) -> None:
-        self.params = list(params)
+    def __init__(self, rule: Rule, params: Sequence[Tensor], backend_name: str) -> None:
+        self.rule, self.params = rule, list(params)
         self.layouts = layouts(self.params)
         places: dict[Any, list[int]] = {}
         for i, param in enumerate(params):
             places.setdefault((param.device, param.dtype), []).append(i)
-        self.parts = [_Squares([params[i] for i in part], backend_name) for part in places.values()]
-        self.order = torch.tensor([i for part in places.values() for i in part]).argsort()
+        chosen = [[params[i] for i in part] for part in places.values()]
+        self.parts = [_Part(rule, part, backend_name) for part in chosen]
+        order = [i for part in places.values() for i in part]
+        self.order = torch.tensor(order, device="cpu").argsort()
 
     def serves(self, params: Sequence[Tensor]) -> bool:
         """Whether it was made for these parameters, as they lie now."""
         is_same = len(params) == len(self.params) and flat_state.all_same(params, self.params)
         return is_same and self.layouts.are_of(self.params)
 
-    def total(self) -> Tensor:
-        """In float64, one element, on the device of the first parameter."""
+    def sums(self) -> Tensor:
+        """Float64 on the device of the first parameter, [num_terms, parameters or 1]."""
         device = self.params[0].device
-        sums = [(part, part.sums()) for part in self.parts]
-        found = [
-            torch.zeros(len(part.gradients.params), dtype=torch.float64, device=device)
-            if of_part is None
-            else of_part.to(device, non_blocking=True)
-            for part, of_part in sums
-        ]
-        ordered = torch.cat(found)
+        found = [part.sums().to(device, non_blocking=True) for part in self.parts]
+        ordered = torch.cat(found, dim=1)
         if len(found) > 1:
-            ordered = ordered[self.order.to(device, non_blocking=True)]
-        with device_guard(device):
-            return self.parts[0].kernels.total(ordered)
+            ordered = ordered[:, self.order.to(device, non_blocking=True)]
+        if self.rule.scope == "tensor":
+            return ordered
+        kernels = self.parts[0].kernels
+        totals = [kernels.total(of_term.contiguous()).reshape(1) for of_term in ordered]
+        return torch.stack(totals)

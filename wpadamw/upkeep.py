@@ -26,7 +26,7 @@ from wpadamw.compat import (
 from wpadamw.plan import GroupPlan
 from wpadamw.rules.rule import Rule
 from wpadamw.scaling import Clipping
-from wpadamw.sums import SquaredGradients
+from wpadamw.sums import GradientSums
 
 WRITTEN_OUTSIDE = (
     "Parameters were written to from outside the optimizer (load_state_dict, clamp_, a swap "
@@ -47,7 +47,7 @@ class Plans:
         self.by_group: dict[int, GroupPlan] = {}
         self.has_warned = False
         self.clipping: Clipping | None = None  # of clip_grad_norm_, for the next step
-        self.squared_gradients: SquaredGradients | None = None
+        self.squared_gradients: GradientSums | None = None
         self.updates = 0  # since these plans were made
         self.is_interrupted = False  # between the first and the last write of an operation
         # A checkpoint of which it is not yet known whether newer weights followed it, and the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -71,8 +71,10 @@ class Rule:
         """The true weight from the predicted one: `predict` solved for it."""
         raise NotImplementedError
 
-    # Sums over elements, needed before a weight may move; most rules have none.
+    # Sums over elements, needed before a weight may move; most rules have none. They go over the
+    # elements of each tensor, or of all tensors of a group.
     num_terms: ClassVar[int] = 0
+    scope: ClassVar[Literal["tensor", "group"]] = "tensor"
 
     def terms(
         self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row

@@ -23,6 +23,7 @@ class Squares(Rule):
     state_names = ()
     Hyper = Step = Look = _NoScalars
     num_terms = 1
+    scope = "group"
 
     def scalars(
         self,
