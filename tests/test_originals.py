@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
 import torch
 from helpers import BACKENDS, wide
+from models import equal
+from rules.blend import Blend
 
-from wpadamw import WPSGD, WPNAdamW
+from wpadamw import WPSGD, WPAdamW, WPNAdamW
 
 SGD_OPTIONS = [
     {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
@@ -98,3 +101,55 @@ def test_without_prediction_it_is_nadamw(backend, generator):
         param.grad = grad
         opt.step()
     assert_close(param.detach(), nadamw(before, grads, **options))
+
+
+# What belongs to another rule.
+
+
+def trained(make, **options):
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = make([param], lr=0.1, **options)
+    optimizer.step()
+    return optimizer
+
+
+FOREIGN = {
+    "adamw-into-nadamw": (WPNAdamW, lambda: trained(WPAdamW), "'adamw', not of 'nadamw'"),
+    "nadamw-into-adamw": (WPAdamW, lambda: trained(WPNAdamW), "'nadamw', not of 'adamw'"),
+    "sgd-into-adamw": (WPAdamW, lambda: trained(WPSGD), "'sgd', not of 'adamw'"),
+    "torchs-sgd": (WPAdamW, lambda: trained(torch.optim.SGD), "'momentum'.* than 'adamw'"),
+    "torchs-adamw": (WPSGD, lambda: trained(torch.optim.AdamW), "'betas'.* than 'sgd'"),
+    "amsgrad": (WPNAdamW, lambda: trained(torch.optim.AdamW, amsgrad=True), "'amsgrad'.*'nadamw'"),
+}
+
+
+@pytest.mark.parametrize("make, other, message", FOREIGN.values(), ids=FOREIGN)
+def test_a_checkpoint_of_another_rule_is_refused_by_both_names(make, other, message):
+    optimizer = trained(make)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(other().state_dict())
+    assert equal(optimizer.state_dict(), before)
+
+
+def test_adamws_checkpoint_serves_nadamw_too():
+    optimizer = trained(WPNAdamW)
+    optimizer.load_state_dict(trained(torch.optim.AdamW).state_dict())
+    assert "amsgrad" not in optimizer.param_groups[0]
+
+
+def test_an_option_of_another_optimizer_is_refused_by_both_names():
+    with pytest.raises(ValueError, match="WPSGD has no argument 'betas'"):
+        WPSGD([{"params": [torch.nn.Parameter(torch.ones(1))], "betas": (0.9, 0.9)}])
+
+
+def test_a_rule_that_cannot_be_solved_needs_a_backup():
+    class WPBlend(WPAdamW):
+        def _rule(self, group):
+            return Blend()
+
+    params = [torch.nn.Parameter(torch.ones(1))]
+    assert WPBlend(params).param_groups[0]["backup"]
+    with pytest.raises(ValueError, match=r"backup=False needs a rule .* got rule 'blend'"):
+        WPBlend(params, backup=False)
