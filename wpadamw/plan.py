@@ -68,10 +68,17 @@ class GroupPlan:
         """Raises ValueError for hyper-parameters that a step could not take."""
         values = list(map(self.group.get, self.options))
         if not (self.are_fixed and are_same(values, self.checked)):
-            check_running(self.group, self.options)
+            check_running(self.group, self._changed(values))
             check_recoverable(self.group, self.rule)
             self.are_fixed = _FIXED.issuperset(map(type, values))
             self.checked, self.known_hyper = values, None
+
+    def _changed(self, values: list[Any]) -> Iterable[str]:
+        """Options that have to be looked at: a scheduler changes one in every step."""
+        if not (self.are_fixed and self.checked):
+            return self.options
+        triples = zip(self.options, values, self.checked, strict=True)
+        return [name for name, value, known in triples if value is not known]
 
     def stands(self, rule: Rule, state: AllStates) -> bool:
         """Whether nothing but gradients has changed, and `standing_step` may follow."""
