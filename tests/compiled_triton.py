@@ -211,7 +211,8 @@ def machine_code(cubin: bytes) -> dict[str, Any]:
         file.write(cubin)
         file.flush()
         usage = tool_output("cuobjdump", "-res-usage", file.name)
-        sass = tool_output("nvdisasm", "-c", file.name)
+        # Without its analysis of the flow of data, which nobody reads here.
+        sass = tool_output("nvdisasm", "-ndf", "-c", file.name)
     pattern = r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
     registers, stack, local = map(int, re.findall(pattern, usage)[-1])
     return {
