@@ -36,7 +36,8 @@ from test_backends import (  # noqa: F401
 
 from wpadamw import WPAdamW
 from wpadamw._backends import device_table
-from wpadamw._backends.device_table import CHUNK_NUMEL, chunk_table
+from wpadamw._backends.device_table import chunk_table
+from wpadamw.rules.summing import CHUNK_NUMEL
 
 # Around the elements of one block, and several blocks.
 NUMELS = [CHUNK_NUMEL - 1, CHUNK_NUMEL, 0, CHUNK_NUMEL + 1, 2 * CHUNK_NUMEL, 3 * CHUNK_NUMEL + 13]

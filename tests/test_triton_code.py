@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from wpadamw._backends.device_table import CHUNK_NUMEL
+from wpadamw.rules.summing import CHUNK_NUMEL
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"

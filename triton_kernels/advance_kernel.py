@@ -1,6 +1,6 @@
 """Counts, records and scalars of a bucket's parameters where the host must not wait for them.
 
-``csrc/cuda/advance_kernel.cu`` in Triton: a block of parameters each program. Records are
+``csrc/cuda/advance_kernel.h`` in Triton: a block of parameters each program. Records are
 ``[kind, *Look]``, rows ``[*Step, *Look]``, of any rule.
 """
 

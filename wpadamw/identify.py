@@ -46,7 +46,6 @@ def identify(
     bucket.stage()
     chosen = list(indices)
     rows = bucket.ledger.on_host().begin_predict(hyper)
-    rows = rows.to(bucket.tensors.params[0].device)
     casts = _casts(bucket, is_loading)
     true = _holding(bucket, chosen, None, casts)
     predicted = _holding(bucket, chosen, rows, casts)

@@ -42,9 +42,7 @@ def no_record(rule: Rule, kind: Kind = Kind.none) -> Record:
 
 def no_rows(rule: Rule) -> Rows:
     """The rows of a restore from backups, which needs none."""
-    return Rows(
-        torch.zeros(1, len(rule.Step._fields) + len(rule.Look._fields), device="cpu").double()
-    )
+    return Rows(torch.zeros(1, rule.row_width(), dtype=torch.float64, device="cpu"))
 
 
 def rows_of_records(predictions: Tensor, rule: Rule) -> Rows:
@@ -68,7 +66,7 @@ class Ledger:
         self.rule = rule
         self.no_record = no_record(rule)
         self.num_step = len(rule.Step._fields)
-        self.width = self.num_step + len(rule.Look._fields)
+        self.width = rule.row_width()
         # Filling a Python array takes a tenth of the time of an operation on a tensor.
         self.step_memory = array("f", [float(state.get("step", 0.0)) for state in states])
         self.steps = torch.frombuffer(self.step_memory, dtype=torch.float32)
@@ -240,7 +238,7 @@ class Ledger:
         return Rows(torch.cat([rows.scalars, of_held.scalars]), torch.stack([own, last]))
 
     def _all_made(self, hyper: Row) -> list[Record]:
-        if all(record[0] for record in self.numbers.records):
+        if self.all_made():
             return self.numbers.records
         made = {count: self._made(hyper, count) for count in set(self.numbers.counts)}
         pairs = zip(*self.numbers, strict=True)

@@ -136,11 +136,7 @@ class WeightPrediction(Modes):
         standing = () if torch.is_inference_mode_enabled() else self._standing_plans()
         if not standing:
             return self._long_update()
-        self._plans.updates += 1
-        self._plans.is_interrupted = True
-        for plan in standing:
-            plan.standing_step()
-        self._plans.is_interrupted = False
+        self._write([plan.standing_step for plan in standing])
         return True
 
     @outside_inference_mode
@@ -152,12 +148,16 @@ class WeightPrediction(Modes):
         steps = self._prepare(scaling)
         if not any(grads for step in steps for grads in step.grads):
             return False
+        self._write([step.run for step in steps])
+        return True
+
+    def _write(self, runs: list[Callable[[], None]]) -> None:
+        """Does the step of each group, after everything has been checked."""
         self._plans.updates += 1
         self._plans.is_interrupted = True
-        for step in steps:
-            step.run()
+        for run in runs:
+            run()
         self._plans.is_interrupted = False
-        return True
 
     def _standing_plans(self) -> list[GroupPlan]:
         """The plans of all groups if nothing but gradients has changed since the last step."""

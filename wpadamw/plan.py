@@ -82,11 +82,11 @@ class GroupPlan:
 
     def stands(self, rule: Rule, state: AllStates) -> bool:
         """Whether nothing but gradients has changed, and `standing_step` may follow."""
-        served, group = self.served, self.group
+        group = self.group
         target: Mode = "predicted" if group["predict_in_step"] else "true"
-        if self.standings is None or group["weights_are"] != target or self.starting():
+        if self.standings is None or group["weights_are"] != target:
             return False
-        if not (self.fits(group, rule) and holds([state], served.states)):
+        if not self._serves_as_before(rule, state):
             return False
         for standing in self.standings:
             bucket = standing.bucket
@@ -103,13 +103,16 @@ class GroupPlan:
 
     def quick_look(self, rule: Rule, state: AllStates) -> list[list[Gradients]] | None:
         """Each bucket's gradients, if all else is as the last own write has left it; else None."""
-        served, mode = self.served, self.group["weights_are"]
-        if self.starting():
+        mode = self.group["weights_are"]
+        if not self._serves_as_before(rule, state):
             return None
-        if not (self.fits(self.group, rule) and holds([state], served.states)):
-            return None
-        looks = [b.quick_look() if b.holds_all(mode) else None for b in served.buckets]
+        looks = [b.quick_look() if b.holds_all(mode) else None for b in self.buckets]
         return None if None in looks else cast(list[list[Gradients]], looks)
+
+    def _serves_as_before(self, rule: Rule, state: AllStates) -> bool:
+        """Whether parameters, rule and state dicts are those of the last look."""
+        is_same = self.fits(self.group, rule) and holds([state], self.served.states)
+        return is_same and not self.starting()
 
     def refresh(self, state: AllStates) -> None:
         """Replaces buckets that no longer fit, and serves parameters that have state by now."""

@@ -64,10 +64,9 @@ class GradientSums:
         order = [i for part in places.values() for i in part]
         self.order = torch.tensor(order, device="cpu").argsort()
 
-    def serves(self, params: Sequence[Tensor]) -> bool:
+    def serves(self, params: list[Tensor]) -> bool:
         """Whether it was made for these parameters, as they lie now."""
-        is_same = len(params) == len(self.params) and flat_state.all_same(params, self.params)
-        return is_same and self.layouts.are_of(self.params)
+        return flat_state.are_same(params, self.params) and self.layouts.are_of(self.params)
 
     def sums(self) -> Tensor:
         """Float64 on the device of the first parameter, [num_terms, parameters or 1]."""

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from wpadamw._backends.interface import BucketTensors, Rows
 from wpadamw._backends.upload import Upload
-
-# Elements of one block: kChunkNumel of csrc/cuda/launch.h.
-CHUNK_NUMEL = 2048
+from wpadamw.rules.summing import CHUNK_NUMEL
 
 
 def chunk_table(bucket: BucketTensors) -> Tensor:
@@ -45,7 +43,7 @@ class DeviceTable:
         self.num_chunks = len(self.chunks)
         self.grads = Upload(self.num_params, torch.int64, device)
         # At most a row of its own, and a row of what it holds, for each parameter.
-        self.width = len(bucket.rule.Step._fields) + len(bucket.rule.Look._fields)
+        self.width = bucket.rule.row_width()
         self.scalars = Upload(2 * self.num_params * self.width, torch.float64, device)
         self.index = Upload(2 * self.num_params, torch.int32, device)
         self.factor = Upload(1, torch.float64, device)

@@ -46,7 +46,8 @@ class Rows:
     A row is ``[*Step, *Look]`` of the bucket's rule. Per parameter ``index`` names the row of the
     operation (for a prediction -1 where it moves nothing), then, in its second row, the row of the
     prediction that the parameter holds, or -1 where it holds its true weights or has a backup.
-    Without an index all parameters take row 0, and hold the prediction of row 1 if there is one.
+    Without an index all parameters take row 0, and hold the prediction of row 1 if there is one:
+    such rows lie in the memory of the host.
     """
 
     scalars: Tensor  # float64, [rows, len(Step) + len(Look)]
@@ -58,11 +59,6 @@ class Rows:
             return self
         index = self.index[:, torch.tensor(params, device=self.index.device)]
         return Rows(self.scalars, index.contiguous())
-
-    def to(self, device: torch.device) -> Rows:
-        """The same rows in the memory of a device."""
-        index = None if self.index is None else self.index.to(device)
-        return Rows(self.scalars.to(device), index)
 
 
 class LedgerTensors(NamedTuple):

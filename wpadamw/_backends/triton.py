@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from wpadamw._backends.device_kernels import DeviceKernels
-from wpadamw._backends.device_table import CHUNK_NUMEL
 from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
 from wpadamw.rules.rule import Rule
+from wpadamw.rules.summing import CHUNK_NUMEL
 
 NAME = "triton"
 

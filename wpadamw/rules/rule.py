@@ -86,6 +86,10 @@ class Rule:
         """What `recover` lacks to solve the predictions of a group, or None if it can."""
         return None
 
+    def row_width(self) -> int:
+        """Numbers of a row ``[*Step, *Look]``."""
+        return len(self.Step._fields) + len(self.Look._fields)
+
     def can_recover(self) -> bool:
         """Whether predictions can be solved for the true weights at all."""
         return type(self).recover is not Rule.recover

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from wpadamw import layout
 
-# A tensor is summed in chunks of this many elements, from its first one.
+# A tensor is summed in chunks of this many elements, from its first one. On a device each is one
+# block: kChunkNumel of csrc/combinations.h.
 CHUNK_NUMEL = 2048
 
 
