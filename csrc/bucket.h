@@ -25,6 +25,7 @@ struct Bucket {
   void* weight = nullptr;    // flat backup of the true weights, or null
   std::vector<void*> state;  // flat, one of each kind
   std::vector<Span> spans;
+  int num_looks = 1;  // of a row of scalars
 };
 
 struct Call {

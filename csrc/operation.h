@@ -14,6 +14,10 @@ WPADAMW_HOST_DEVICE constexpr bool is_step(Operation operation) {
   return operation == Operation::kStep || operation == Operation::kStepAndPredict;
 }
 
+WPADAMW_HOST_DEVICE constexpr bool predicts(Operation operation) {
+  return operation == Operation::kStepAndPredict || operation == Operation::kPredict;
+}
+
 // Where the true weight of an element is found: in the backup, in the parameter, or behind the
 // prediction that the parameter holds.
 enum class Source { kBackup, kParam, kPrediction };
@@ -25,7 +29,7 @@ struct Element {
   real_t weight;  // the true one
 };
 
-// Returns what the parameter holds afterwards. `grad` is for steps.
+// Returns what the parameter holds afterwards, predicted by the first look. `grad` is for steps.
 template <Operation kOperation, typename Rule, typename real_t>
 WPADAMW_HOST_DEVICE real_t apply(Element<Rule, real_t>& e, real_t grad,
                                  const RowOf<Rule, real_t>& row) {

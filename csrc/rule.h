@@ -58,6 +58,12 @@ WPADAMW_HOST_DEVICE auto round_look(const double* row) {
   return round_part<typename Rule::template Look<real_t>, real_t>(row + kNumStep<Rule>);
 }
 
+// Of several that lie side by side.
+template <typename Rule, typename real_t>
+WPADAMW_HOST_DEVICE auto round_nth_look(const double* looks, int n) {
+  return round_part<typename Rule::template Look<real_t>, real_t>(looks + n * kNumLook<Rule>);
+}
+
 template <typename Rule, typename real_t>
 WPADAMW_HOST_DEVICE RowOf<Rule, real_t> round_row(const double* row) {
   return {round_part<typename Rule::template Step<real_t>, real_t>(row),

@@ -25,6 +25,7 @@ class Bucket:
         numels: Sequence[int],
         weight: int,
         state: Sequence[int],
+        num_looks: int = 1,
     ) -> None: ...
     def set_grads(self, grads: Sequence[int]) -> None: ...
     def run(

@@ -20,14 +20,14 @@ from wpadamw._backends.interface import Backend, Completed, Gradients, Rows
 from wpadamw.bucket_state import BucketState
 from wpadamw.checks import Mode
 from wpadamw.flat_state import StateDict
-from wpadamw.rules.rule import Row, Rule
+from wpadamw.rules.rule import Rule, Settings
 from wpadamw.tensors import versions
 
 
 class StepCall(NamedTuple):
     """What a step over a bucket takes from its group and from the call."""
 
-    hyper: Row
+    settings: Settings
     factor: float | Tensor  # of gradients; a float64 tensor where the host does not know it
     predict_next: bool
     found_inf: Tensor | None = None  # on the device; not 0: the step does nothing
@@ -59,8 +59,9 @@ class Bucket(BucketState):
         states: list[StateDict],
         held: list[bool],
         counts_on_device: bool = False,
+        num_looks: int = 1,
     ) -> None:
-        super().__init__(params, rule, has_backup, backend, states, counts_on_device)
+        super().__init__(params, rule, has_backup, backend, states, counts_on_device, num_looks)
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
             "predicted": [True] * len(params),
@@ -96,13 +97,13 @@ class Bucket(BucketState):
     def step(self, grads: Gradients, call: StepCall) -> None:
         """Restores, updates and, if asked to, predicts the parameters that have a gradient."""
         has_grad, held = grads.has_grad, self._computed_back()
-        hyper, factor, predict_next, found_inf = call
+        settings, factor, predict_next, found_inf = call
 
         def launch(rows: Rows) -> None:
             self.kernels.step(grads, rows, factor, predict_next, found_inf)
 
         def run() -> None:
-            launch(self.ledger.begin_step(hyper, has_grad, held, predict_next, found_inf))
+            launch(self.ledger.begin_step(settings, has_grad, held, predict_next, found_inf))
 
         def resume() -> None:
             launch(self.ledger.resumed_step(held))
@@ -114,13 +115,13 @@ class Bucket(BucketState):
         self._write(run, after, has_grad, resume)
         self.is_after_literal_step = not predict_next
 
-    def predict(self, hyper: Row) -> None:
-        """Goes to predicted weights; ``hyper`` is for those that have no prediction yet."""
+    def predict(self, settings: Settings) -> None:
+        """Goes to predicted weights; ``settings`` are for those that have no prediction yet."""
         if not self.has_backup and any(self.held):
             self.restore()
         self.is_after_literal_step = False
         self._write(
-            lambda: self.kernels.predict(self.ledger.begin_predict(hyper)),
+            lambda: self.kernels.predict(self.ledger.begin_predict(settings)),
             self.uniform["predicted"],
         )
 
@@ -132,12 +133,12 @@ class Bucket(BucketState):
             self.uniform["true"],
         )
 
-    def move(self, mode: Mode, hyper: Row) -> None:
+    def move(self, mode: Mode, settings: Settings) -> None:
         """Takes all parameters to a mode, whatever they hold."""
         if mode == "true":
             self.restore()
         else:
-            self.predict(hyper)
+            self.predict(settings)
 
     # Writing.
 

@@ -14,7 +14,7 @@ from wpadamw.compat import clear_autocast_cache
 from wpadamw.device_ledger import DeviceLedger
 from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.gradients import GradientReader
-from wpadamw.ledger import Ledger
+from wpadamw.ledger import Ledger, most_looks
 from wpadamw.rules.rule import Rule
 from wpadamw.tensors import Versions, versions
 from wpadamw.watch import Watch
@@ -32,6 +32,8 @@ class BucketState:
             into the flat buffers and replaced by views of them.
         counts_on_device: keep counts, records and scalars there, so that the host never waits for
             them and CUDA graphs can capture a step.
+        num_looks: of how many shares of updates new predictions consist; older ones, on record in
+            the states, may have more.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class BucketState:
         backend: Backend,
         states: list[StateDict],
         counts_on_device: bool = False,
+        num_looks: int = 1,
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
         for i, param in enumerate(params):
@@ -52,11 +55,12 @@ class BucketState:
         self.watch = Watch(params)
         self.staged: dict[int, Tensor] = {}
         dense = [self._dense(i, local) for i, local in enumerate(self.watch.locals)]
-        self.tensors = flat_state.allocate(dense, rule, has_backup, self.real_dtype)
+        num_looks = max(num_looks, most_looks(rule, states))
+        self.tensors = flat_state.allocate(dense, rule, has_backup, self.real_dtype, num_looks)
         self.gradients = GradientReader(params, dense)
         self.backend, self.kernels = backend, backend.Kernels(self.tensors)
         self.counts_on_device = counts_on_device
-        self.ledger: Ledger | DeviceLedger = Ledger(rule, states)
+        self.ledger: Ledger | DeviceLedger = Ledger(rule, states, num_looks)
         if counts_on_device:
             self.ledger = DeviceLedger(self.ledger, dense[0].device, self.kernels)
         flats = [*self.tensors.state_flat, self.tensors.weight_flat]

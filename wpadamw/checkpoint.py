@@ -17,7 +17,14 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw._backends.interface import Kind
-from wpadamw.checks import Group, check_backup, check_running, foreign_options, why_no_memory
+from wpadamw.checks import (
+    MAX_ROLLOUT,
+    Group,
+    check_backup,
+    check_running,
+    foreign_options,
+    why_no_memory,
+)
 from wpadamw.compat import to_complex
 from wpadamw.flat_state import StateDict
 from wpadamw.rules.rule import Rule, all_rules, relatives
@@ -255,11 +262,11 @@ def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype | None:
 
 
 def _read_prediction(where: str, value: Any, rule: Rule) -> Tensor:
-    num_fields = 1 + len(rule.Look._fields)
-    is_row = isinstance(value, Tensor) and _why_no_row(value, num_fields) is None
-    if not is_row:
+    width = len(rule.Look._fields)
+    if not (isinstance(value, Tensor) and _is_record(value, width)):
         raise ValueError(
-            f"{where}['prediction'] must be {num_fields} real numbers, got {value!r:.200}"
+            f"{where}['prediction'] must be {1 + width} real numbers, or for each further update "
+            f"ahead {width} more, got {value!r:.200}"
         )
     row: Tensor = value
     # A scheduler may have made any lr of it: the other numbers may be infinite, or NaN.
@@ -271,8 +278,12 @@ def _read_prediction(where: str, value: Any, rule: Rule) -> Tensor:
     return row.detach().to(device="cpu", dtype=torch.float64, copy=True)
 
 
-def _why_no_row(value: Tensor, num_fields: int) -> str | None:
+def _is_record(value: Tensor, width: int) -> bool:
+    """Whether a tensor holds a kind, and for each of some updates so many scalars."""
     is_dense = value.layout == torch.strided and not (value.is_nested or value.is_quantized)
     if not is_dense or value.is_meta or value.is_complex() or layout.is_dtensor(value):
-        return "not dense real numbers"
-    return None if value.shape == (num_fields,) else "of another shape"
+        return False
+    if value.dim() != 1:
+        return False
+    num_looks, rest = divmod(len(value) - 1, width)
+    return rest == 0 and 1 <= num_looks <= 1 + MAX_ROLLOUT

@@ -19,6 +19,8 @@ from wpadamw.rules.rule import Rule
 
 Group = dict[str, Any]
 
+MAX_ROLLOUT = 1000
+
 # Which weights parameters hold.
 Mode = Literal["true", "predicted"]
 MODES = get_args(Mode)
@@ -45,6 +47,8 @@ def check_arguments(group: Group, original: type[torch.optim.Optimizer]) -> None
     original([torch.empty(0, device="cpu")], **{name: group[name] for name in theirs})
     _check_differentiable("differentiable", group["differentiable"])
     _check_number("prediction_steps", group["prediction_steps"])
+    _check_prediction("prediction", group["prediction"])
+    _check_rollout(group)
 
 
 def foreign_options(group: Group, options: Iterable[str]) -> list[str]:
@@ -73,6 +77,7 @@ def check_running(group: Group, options: Iterable[str], where: str = "") -> None
     """
     for name in options:
         _CHECKS[name](_name(name, where), group[name])
+    _check_rollout(group, where)
     check_mode(group, where)
 
 
@@ -87,6 +92,14 @@ def check_mode(group: Group, where: str = "") -> None:
     if group["weights_are"] not in MODES:
         name, found = _name("weights_are", where), f"got {group['weights_are']!r:.200}"
         raise ValueError(f"{name} must be 'true' or 'predicted', {found}")
+
+
+def _check_rollout(group: Group, where: str = "") -> None:
+    """Each update ahead is computed."""
+    steps = group["prediction_steps"]
+    if group["prediction"] == "rollout" and steps > MAX_ROLLOUT:
+        name = _name("prediction_steps", where)
+        raise ValueError(f"{name} must be <= {MAX_ROLLOUT} with prediction='rollout', got {steps}")
 
 
 def _name(name: str, where: str) -> str:
@@ -125,6 +138,10 @@ def _check_flag(name: str, value: Any) -> None:
     _check_one_of(name, value, (False, True))
 
 
+def _check_prediction(name: str, value: Any) -> None:
+    _check_one_of(name, value, ("linear", "rollout"))
+
+
 def _check_hint(name: str, value: Any) -> None:
     _check_one_of(name, value, (False, True, None))
 
@@ -159,6 +176,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "differentiable": _check_differentiable,
     "fused": _check_hint,
     "prediction_steps": _check_number,
+    "prediction": _check_prediction,
     "predict_decay": _check_flag,
     "predict_in_step": _check_flag,
     "backup": _check_flag,

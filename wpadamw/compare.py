@@ -97,7 +97,7 @@ def _written(bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast
     tensors = _tensors(bucket, pieces, cast)
     kernels = bucket.backend.Kernels(tensors)
     if rows is None:
-        kernels.restore(no_rows(bucket.rule))
+        kernels.restore(no_rows(bucket.rule, tensors.num_looks))
     else:
         kernels.predict(rows.of([piece.param for piece in pieces]))
     return tensors.params
@@ -124,6 +124,7 @@ def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast) -> BucketTensors:
         state_flat=flat[1:],
         weight=[flat[0][s : s + n] for s, n in pairs],
         state=[[f[s : s + n] for s, n in pairs] for f in flat[1:]],
+        num_looks=source.num_looks,
     )
 
 

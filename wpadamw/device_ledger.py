@@ -12,7 +12,7 @@ from torch import Tensor
 from wpadamw._backends.interface import Kernels, LedgerTensors, Operation, Rows
 from wpadamw._backends.upload import Upload
 from wpadamw.ledger import Ledger, rows_of_records
-from wpadamw.rules.rule import Row
+from wpadamw.rules.rule import Settings
 
 
 class DeviceLedger:
@@ -23,7 +23,9 @@ class DeviceLedger:
         num_params = len(ledger.steps)
         self.steps = ledger.steps.to(device, copy=True)
         self.predictions = ledger.predictions.to(device, copy=True)
+        self.num_looks = ledger.num_looks
         self.hyper = Upload(len(self.rule.Hyper._fields), torch.float64, device)
+        self.shares = Upload(self.num_looks, torch.float64, device)
         self.has_grad = Upload(num_params, torch.bool, device)
         self.rows = Rows(
             torch.zeros(2 * num_params, ledger.width, dtype=torch.float64, device=device),
@@ -45,11 +47,12 @@ class DeviceLedger:
     def on_host(self) -> Ledger:
         """A copy for the host, which waits for it."""
         states = zip(self.steps.tolist(), self.predictions.cpu(), strict=True)
-        return Ledger(self.rule, [{"step": step, "prediction": record} for step, record in states])
+        copies = [{"step": step, "prediction": record} for step, record in states]
+        return Ledger(self.rule, copies, self.num_looks)
 
     def begin_step(
         self,
-        hyper: Row,
+        settings: Settings,
         has_grad: list[bool] | None,
         held: list[bool] | None,
         predict_next: bool,
@@ -59,7 +62,7 @@ class DeviceLedger:
 
         Counts and records are those after the step from now on.
         """
-        self._fill(hyper)
+        self._fill(settings)
         self.has_grad.fill(has_grad or [True] * len(self.steps))
         operation = Operation.step_and_predict if predict_next else Operation.step
         self._advance(operation, found_inf)
@@ -69,9 +72,9 @@ class DeviceLedger:
         """The rows of a step that has been counted."""
         return self._of_held(held)
 
-    def begin_predict(self, hyper: Row) -> Rows:
-        """Scalars of each parameter's prediction; ``hyper`` is for those that have none."""
-        self._fill(hyper)
+    def begin_predict(self, settings: Settings) -> Rows:
+        """Scalars of each parameter's prediction; ``settings`` are for those that have none."""
+        self._fill(settings)
         return self._advance(Operation.predict)
 
     def begin_restore(self, held: list[bool] | None) -> Rows:
@@ -87,10 +90,10 @@ class DeviceLedger:
     def commit(self, done: list[bool] | None = None) -> None:
         """Nothing: kernels have counted and recorded."""
 
-    def record_missing(self, hyper: Row) -> None:
+    def record_missing(self, settings: Settings) -> None:
         """Notes that parameters without a prediction hold that of these hyper-parameters."""
         on_host = self.on_host()
-        on_host.record_missing(hyper)
+        on_host.record_missing(settings)
         self.predictions.copy_(on_host.predictions)
 
     def record_null(self, where: list[bool]) -> None:
@@ -109,7 +112,9 @@ class DeviceLedger:
             index[1] = torch.where(torch.tensor(held, device=index.device), index[1], -1)
         return self.rows
 
-    def _fill(self, hyper: Row) -> None:
+    def _fill(self, settings: Settings) -> None:
+        hyper, shares = settings
+        self.shares.fill([*shares, *[0.0] * (self.num_looks - len(shares))])
         known = [0.0 if isinstance(value, Tensor) else value for value in hyper]
         on_device = self.hyper.fill(known)
         for i, value in enumerate(hyper):
@@ -119,7 +124,12 @@ class DeviceLedger:
 
     def _advance(self, operation: Operation, found_inf: Tensor | None = None) -> Rows:
         tensors = LedgerTensors(
-            self.steps, self.predictions, self.hyper.tensor, self.has_grad.tensor, self.rows
+            self.steps,
+            self.predictions,
+            self.hyper.tensor,
+            self.shares.tensor,
+            self.has_grad.tensor,
+            self.rows,
         )
         self.kernels.advance(tensors, operation, found_inf)
         return self.rows

@@ -56,7 +56,7 @@ with contextlib.suppress(ImportError):
 
 
 def allocate(
-    dense: list[Tensor], rule: Rule, has_backup: bool, dtype: torch.dtype
+    dense: list[Tensor], rule: Rule, has_backup: bool, dtype: torch.dtype, num_looks: int = 1
 ) -> BucketTensors:
     """Flat buffers of zeros for dense tensors, which are to be the parameters."""
     offsets = [0, *itertools.accumulate(map(padded, map(Tensor.numel, dense)))]
@@ -78,6 +78,7 @@ def allocate(
         state_flat=state_flat,
         weight=None if weight_flat is None else views(weight_flat),
         state=[views(buffer) for buffer in state_flat],
+        num_looks=num_looks,
     )
 
 

@@ -15,7 +15,7 @@ from wpadamw._backends.interface import Rows
 from wpadamw.bucket import Bucket
 from wpadamw.checks import Mode
 from wpadamw.compare import Cast, differing
-from wpadamw.rules.rule import Row
+from wpadamw.rules.rule import Settings
 
 
 class Found(NamedTuple):
@@ -35,17 +35,17 @@ class Found(NamedTuple):
 
 
 def identify(
-    bucket: Bucket, indices: Iterable[int], hyper: Row, is_loading: bool = False
+    bucket: Bucket, indices: Iterable[int], settings: Settings, is_loading: bool = False
 ) -> dict[int, Found]:
     """Compares parameters of a bucket with their backups and the predictions from them.
 
-    ``hyper`` is the group's, for parameters whose last update has none on record: they may
+    ``settings`` are the group's, for parameters whose last update has none on record: they may
     hold one all the same, made after the state was saved. While loading, values that went through a
     model of another dtype are known again, too.
     """
     bucket.stage()
     chosen = list(indices)
-    rows = bucket.ledger.on_host().begin_predict(hyper)
+    rows = bucket.ledger.on_host().begin_predict(settings)
     casts = _casts(bucket, is_loading)
     true = _holding(bucket, chosen, None, casts)
     predicted = _holding(bucket, chosen, rows, casts)
@@ -96,7 +96,7 @@ def settle(
     bucket: Bucket,
     found: dict[int, Found],
     mode: Mode,
-    hyper: Row,
+    settings: Settings,
     is_loading: bool = False,
 ) -> None:
     """Brings parameters into their group's mode; those from outside become the true weights."""
@@ -105,13 +105,13 @@ def settle(
         for i in itertools.compress(_all(bucket), foreign):
             bucket.tensors.weight[i].copy_(bucket.tensors.params[i])
     if mode == "predicted":
-        bucket.ledger.record_missing(hyper)
+        bucket.ledger.record_missing(settings)
         bucket.ledger.record_null(foreign)
     bucket.finish_write([i in found for i in _all(bucket)])
     astray = any(not kind.is_foreign and not kind.holds(mode) for kind in found.values())
     # What went through another dtype has been rounded there.
     if bucket.has_backup and (astray or is_loading):
-        bucket.move(mode, hyper)
+        bucket.move(mode, settings)
 
 
 def _all(bucket: Bucket) -> range:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from wpadamw._backends.interface import Kind, Rows
-from wpadamw.rules.rule import Row, Rule
+from wpadamw.rules.rule import Rule, Settings
 from wpadamw.tensors import versions
 
-# The row ``prediction`` of a parameter's state: [kind, *Look].
+# The row ``prediction`` of a parameter's state: [kind, *Look, ...].
 Record = tuple[float, ...]
 
 
@@ -35,14 +35,15 @@ class Numbers(NamedTuple):
         )
 
 
-def no_record(rule: Rule, kind: Kind = Kind.none) -> Record:
-    """The record of a prediction that was not made, or that moves nothing."""
-    return (float(kind), *[0.0] * len(rule.Look._fields))
-
-
-def no_rows(rule: Rule) -> Rows:
+def no_rows(rule: Rule, num_looks: int = 1) -> Rows:
     """The rows of a restore from backups, which needs none."""
-    return Rows(torch.zeros(1, rule.row_width(), dtype=torch.float64, device="cpu"))
+    return Rows(torch.zeros(1, rule.row_width(num_looks), dtype=torch.float64, device="cpu"))
+
+
+def most_looks(rule: Rule, states: Sequence[dict[str, Any]]) -> int:
+    """The number of looks of the longest record in some states, 1 at least."""
+    lengths = [len(state["prediction"]) - 1 for state in states if "prediction" in state]
+    return max(lengths, default=0) // max(1, len(rule.Look._fields)) or 1
 
 
 def rows_of_records(predictions: Tensor, rule: Rule) -> Rows:
@@ -62,11 +63,12 @@ def _is_repeated(values: Sequence[Any]) -> bool:
 class Ledger:
     """Step counts and last predictions of a bucket's parameters, and the scalars from them."""
 
-    def __init__(self, rule: Rule, states: Sequence[dict[str, Any]]) -> None:
-        self.rule = rule
-        self.no_record = no_record(rule)
-        self.num_step = len(rule.Step._fields)
-        self.width = rule.row_width()
+    def __init__(self, rule: Rule, states: Sequence[dict[str, Any]], num_looks: int) -> None:
+        self.rule, self.num_looks = rule, num_looks
+        self.num_step, self.width = len(rule.Step._fields), rule.row_width(num_looks)
+        nothing = [0.0] * (self.width - self.num_step)
+        self.no_record: Record = (float(Kind.none), *nothing)
+        self.null_record: Record = (float(Kind.null), *nothing)
         # Filling a Python array takes a tenth of the time of an operation on a tensor.
         self.step_memory = array("f", [float(state.get("step", 0.0)) for state in states])
         self.steps = torch.frombuffer(self.step_memory, dtype=torch.float32)
@@ -85,7 +87,11 @@ class Ledger:
     def _as_record(self, values: Any) -> Record:
         if values is None:
             return self.no_record
-        return tuple(torch.as_tensor(values, dtype=torch.float64).tolist())
+        numbers = torch.as_tensor(values, dtype=torch.float64).tolist()
+        if numbers[0] != Kind.made:
+            return (numbers[0], *self.no_record[1:])
+        missing = (len(self.no_record) - len(numbers)) // max(1, len(self.rule.still))
+        return (*numbers, *[*self.rule.still] * missing)
 
     def is_written(self) -> bool:
         """Whether somebody wrote to the tensors."""
@@ -119,15 +125,14 @@ class Ledger:
     def on_host(self) -> Ledger:
         """A copy of its own."""
         states = zip(self.numbers.counts, self.numbers.records, strict=True)
-        return Ledger(
-            self.rule, [{"step": count, "prediction": record} for count, record in states]
-        )
+        copies = [{"step": count, "prediction": record} for count, record in states]
+        return Ledger(self.rule, copies, self.num_looks)
 
     # Operations: what they need, and what is so afterwards.
 
     def begin_step(
         self,
-        hyper: Row,
+        settings: Settings,
         has_grad: list[bool] | None,
         held: list[bool] | None,
         predict_next: bool,
@@ -139,18 +144,18 @@ class Ledger:
         """
         counts = self.numbers.counts
         if _is_repeated(counts):
-            rows = self._one_row(hyper, counts[0] + 1, has_grad, predict_next)
+            rows = self._one_row(settings, counts[0] + 1, has_grad, predict_next)
         else:
-            rows = self._distinct_rows(hyper, has_grad, predict_next)
+            rows = self._distinct_rows(settings, has_grad, predict_next)
         return rows if held is None or not any(held) else self._with_held(rows, held)
 
     def resumed_step(self, held: list[bool] | None) -> Rows:
         """The rows of a step that has been counted: here the host counts it last."""
         raise NotImplementedError
 
-    def begin_predict(self, hyper: Row) -> Rows:
-        """Scalars of each parameter's prediction; ``hyper`` is for those that have none."""
-        self.pending = Numbers(self.numbers.counts, self._all_made(hyper))
+    def begin_predict(self, settings: Settings) -> Rows:
+        """Scalars of each parameter's prediction; ``settings`` are for those that have none."""
+        self.pending = Numbers(self.numbers.counts, self._all_made(settings))
         records = self.pending.records
         if _is_repeated(records) and records[0][0] == Kind.made:
             self.row_memory[self.num_step : self.width] = array("d", records[0][1:])
@@ -179,44 +184,43 @@ class Ledger:
 
     # Changes from elsewhere.
 
-    def record_missing(self, hyper: Row) -> None:
+    def record_missing(self, settings: Settings) -> None:
         """Notes that parameters without a prediction hold that of these hyper-parameters."""
-        self.begin_predict(hyper)
+        self.begin_predict(settings)
         self.commit()
 
     def record_null(self, where: list[bool]) -> None:
         """Notes that parameters hold what came from outside."""
-        null = no_record(self.rule, Kind.null)
         pairs = zip(self.numbers.records, where, strict=True)
-        records = [null if chosen else record for record, chosen in pairs]
+        records = [self.null_record if chosen else record for record, chosen in pairs]
         self.pending = Numbers(self.numbers.counts, records)
         self.commit()
 
     # Scalars.
 
     def _one_row(
-        self, hyper: Row, count: int, has_grad: list[bool] | None, predict_next: bool
+        self, settings: Settings, count: int, has_grad: list[bool] | None, predict_next: bool
     ) -> Rows:
-        step, look = self.rule.scalars(hyper, count)
-        self.row_memory[: self.width] = array("d", (*step, *look))
-        record = (float(Kind.made), *look) if predict_next else self.no_record
+        step, looks = self.rule.row(settings, count, self.num_looks)
+        self.row_memory[: self.width] = array("d", (*step, *looks))
+        record = (float(Kind.made), *looks) if predict_next else self.no_record
         num_params = len(self.numbers.counts)
         done = Numbers([count] * num_params, [record] * num_params)
         self.pending = done if has_grad is None else done.where(has_grad, self.numbers)
         return self.own_row
 
-    def _distinct_rows(self, hyper: Row, has_grad: list[bool] | None, predict_next: bool) -> Rows:
+    def _distinct_rows(self, settings: Settings, has_grad: list[bool] | None, predict_next: bool) -> Rows:
         counts = self.numbers.counts
         places = {count: i for i, count in enumerate(dict.fromkeys(counts))}
-        scalars = [self.rule.scalars(hyper, count + 1) for count in places]
+        rows = [self.rule.row(settings, count + 1, self.num_looks) for count in places]
         made = [
-            (float(Kind.made), *look) if predict_next else self.no_record for _, look in scalars
+            (float(Kind.made), *looks) if predict_next else self.no_record for _, looks in rows
         ]
         places_of = [places[count] for count in counts]
         done = Numbers([count + 1 for count in counts], [made[place] for place in places_of])
         self.pending = done if has_grad is None else done.where(has_grad, self.numbers)
         table = torch.tensor(
-            [(*s, *look) for s, look in scalars], dtype=torch.float64, device="cpu"
+            [(*step, *looks) for step, looks in rows], dtype=torch.float64, device="cpu"
         )
         index = torch.tensor([places_of, [-1] * len(counts)], dtype=torch.int32, device="cpu")
         return Rows(table, index)
@@ -237,17 +241,17 @@ class Ledger:
         last = torch.where(holds, of_held.index[1] + len(rows.scalars), -1)
         return Rows(torch.cat([rows.scalars, of_held.scalars]), torch.stack([own, last]))
 
-    def _all_made(self, hyper: Row) -> list[Record]:
+    def _all_made(self, settings: Settings) -> list[Record]:
         if self.all_made():
             return self.numbers.records
-        made = {count: self._made(hyper, count) for count in set(self.numbers.counts)}
+        made = {count: self._made(settings, count) for count in set(self.numbers.counts)}
         pairs = zip(*self.numbers, strict=True)
         return [record if record[0] else made[count] for count, record in pairs]
 
-    def _made(self, hyper: Row, count: int) -> Record:
+    def _made(self, settings: Settings, count: int) -> Record:
         if count == 0:
-            return no_record(self.rule, Kind.null)
-        return (float(Kind.made), *self.rule.scalars(hyper, count)[1])
+            return self.null_record
+        return (float(Kind.made), *self.rule.row(settings, count, self.num_looks)[1])
 
 
 def _table(memory: array[float], width: int) -> Tensor:

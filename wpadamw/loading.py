@@ -54,15 +54,15 @@ def _modes(plans: Sequence[GroupPlan], found: list[_Found], is_newer: bool) -> l
 
 
 def _identify(plan: GroupPlan) -> _Found:
-    hyper = plan.host_hyper()
+    settings = plan.host_settings()
     return [
-        (bucket, identify.identify(bucket, range(len(bucket.params)), hyper, is_loading=True))
+        (bucket, identify.identify(bucket, range(len(bucket.params)), settings, is_loading=True))
         for bucket in plan.buckets
     ]
 
 
 def _settle(plan: GroupPlan, found: _Found, is_newer: bool) -> Foreign:
-    hyper, mode = plan.host_hyper(), plan.group["weights_are"]
+    settings, mode = plan.host_settings(), plan.group["weights_are"]
     foreign: Foreign = []
     for bucket, of_bucket in found:
         unknown = [i for i, kind in of_bucket.items() if kind.is_foreign]
@@ -70,7 +70,7 @@ def _settle(plan: GroupPlan, found: _Found, is_newer: bool) -> Foreign:
             foreign.append((plan.group, [bucket.params[i] for i in unknown]))
         else:  # older than the file: the file's weights take their place
             of_bucket = {i: kind for i, kind in of_bucket.items() if i not in unknown}
-        identify.settle(bucket, of_bucket, mode, hyper, is_loading=True)
+        identify.settle(bucket, of_bucket, mode, settings, is_loading=True)
     return foreign
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -45,6 +47,9 @@ class WPAdamW(WeightPrediction):
         differentiable: must be False: the kernels cannot be differentiated.
         fused: accepted for drop-in use, without effect.
         prediction_steps: ``s``, how many updates to look ahead, >= 0. With 0 this is AdamW.
+        prediction: ``"linear"``, along the last direction, or ``"rollout"``: where ``s`` updates with
+            gradients of zero would lead, each along the momentum and with the bias corrections
+            of its time, the second moment held. A fraction of ``s`` is a share of the last one.
         predict_decay: whether the prediction includes the decay.
         predict_in_step: predict at the end of `step`. If False, parameters hold true weights after
             `step`, and `predict` before the next forward uses the lr of that moment.
@@ -87,6 +92,7 @@ class WPAdamW(WeightPrediction):
         differentiable: bool = False,
         fused: bool | None = None,
         prediction_steps: float = 1.0,
+        prediction: Literal["linear", "rollout"] = "linear",
         predict_decay: bool = True,
         predict_in_step: bool = True,
         backup: bool = True,
@@ -120,8 +126,9 @@ class WPSGD(WeightPrediction):
         dampening: how much of a gradient is kept from the momentum buffer.
         weight_decay: coupled (L2) decay, >= 0.
         nesterov: update along the Nesterov mix of gradient and momentum.
-        maximize, foreach, capturable, differentiable, fused, prediction_steps, predict_in_step,
-            backup, amp, backend: as in `WPAdamW`.
+        predict_decay: without effect: the decay is part of the momentum.
+        maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
+            predict_in_step, backup, amp, backend: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -149,6 +156,8 @@ class WPSGD(WeightPrediction):
         differentiable: bool = False,
         fused: bool | None = None,
         prediction_steps: float = 1.0,
+        prediction: Literal["linear", "rollout"] = "linear",
+        predict_decay: bool = True,
         predict_in_step: bool = True,
         backup: bool = True,
         amp: bool = False,
@@ -178,8 +187,8 @@ class WPNAdamW(WeightPrediction):
         betas: decay rates of the moments, in [0, 1).
         eps: added to the denominator, >= 0.
         weight_decay: decoupled decay, >= 0.
-        maximize, foreach, capturable, differentiable, fused, prediction_steps, predict_decay,
-            predict_in_step, backup, amp, backend: as in `WPAdamW`.
+        maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
+            predict_decay, predict_in_step, backup, amp, backend: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -206,6 +215,7 @@ class WPNAdamW(WeightPrediction):
         differentiable: bool = False,
         fused: bool | None = None,
         prediction_steps: float = 1.0,
+        prediction: Literal["linear", "rollout"] = "linear",
         predict_decay: bool = True,
         predict_in_step: bool = True,
         backup: bool = True,

@@ -16,7 +16,7 @@ from wpadamw.bucket import Bucket
 from wpadamw.checks import Group, Mode, check_recoverable, check_running
 from wpadamw.compare import unexpected
 from wpadamw.flat_state import StateDict, are_same, holds
-from wpadamw.rules.rule import Row, Rule
+from wpadamw.rules.rule import Rule, Settings, num_looks
 from wpadamw.standing import Standing
 
 # Values of options that cannot change in place.
@@ -43,11 +43,12 @@ class GroupPlan:
         self.backend_name, self.amp = backend_name, amp
         self.is_capturable: bool = group["capturable"]
         self.has_backup: bool = group["backup"]
+        self.num_looks = num_looks(group)
         self.params: list[Tensor] = list(group["params"])
         self.served = _Served([], list(self.params), [])
         self.standings: list[Standing] | None = None
         self.are_fixed = False  # objects that cannot change and remain the same
-        self.known_hyper: Row | None = None  # of the hyper-parameters that were checked
+        self.known_settings: Settings | None = None  # of the hyper-parameters that were checked
         self.checked: list[Any] = []  # the hyper-parameters that were looked at last
 
     @property
@@ -61,6 +62,7 @@ class GroupPlan:
             self.rule is rule
             and self.has_backup == group["backup"]
             and self.is_capturable == group["capturable"]
+            and self.num_looks >= num_looks(group)
             and are_same(self.params, group["params"])
         )
 
@@ -71,7 +73,7 @@ class GroupPlan:
             check_running(self.group, self._changed(values))
             check_recoverable(self.group, self.rule)
             self.are_fixed = _FIXED.issuperset(map(type, values))
-            self.checked, self.known_hyper = values, None
+            self.checked, self.known_settings = values, None
 
     def _changed(self, values: list[Any]) -> Iterable[str]:
         """Options that have to be looked at: a scheduler changes one in every step."""
@@ -97,9 +99,9 @@ class GroupPlan:
     def standing_step(self) -> None:
         """A step over all buckets, after `stands` has said yes."""
         assert self.standings is not None
-        hyper, group = self.checked_hyper(), self.group
+        settings, group = self.checked_settings(), self.group
         for standing in self.standings:
-            standing.step(hyper, -1.0 if group["maximize"] else 1.0, group["predict_in_step"])
+            standing.step(settings, -1.0 if group["maximize"] else 1.0, group["predict_in_step"])
 
     def quick_look(self, rule: Rule, state: AllStates) -> list[list[Gradients]] | None:
         """Each bucket's gradients, if all else is as the last own write has left it; else None."""
@@ -129,7 +131,7 @@ class GroupPlan:
             waiting = [param for param in waiting if state.get(param)]
             self._serve(waiting, stale, state)
 
-    def hyper(self) -> Row:
+    def settings(self) -> Settings:
         """The group's hyper-parameters of this moment, as its rule names them.
 
         The lr remains a tensor where the host must not wait for it.
@@ -137,18 +139,18 @@ class GroupPlan:
         lr = self.group["lr"]
         would_wait = isinstance(lr, Tensor) and layout.host_must_not_wait(lr.device)
         if would_wait and all(bucket.counts_on_device for bucket in self.buckets):
-            return self.rule.hyper(self.group, lr)
-        return self.host_hyper()
+            return self.rule.settings(self.group, lr)
+        return self.host_settings()
 
-    def host_hyper(self) -> Row:
+    def host_settings(self) -> Settings:
         """The same in numbers, for which the host waits."""
-        return self.rule.hyper(self.group, float(self.group["lr"]))
+        return self.rule.settings(self.group, float(self.group["lr"]))
 
-    def checked_hyper(self) -> Row:
+    def checked_settings(self) -> Settings:
         """The same, after `check` has looked at it."""
-        if self.known_hyper is None:
-            self.known_hyper = self.host_hyper()
-        return self.known_hyper
+        if self.known_settings is None:
+            self.known_settings = self.host_settings()
+        return self.known_settings
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""
@@ -190,7 +192,16 @@ class GroupPlan:
         states = [state[param] for param in params]
         # Overflow and captured steps: the host does not know what the device will have counted.
         on_device = (self.amp or self.is_capturable) and layout.host_must_not_wait(params[0].device)
-        return Bucket(params, self.rule, self.has_backup, backend, states, holding, on_device)
+        return Bucket(
+            params,
+            self.rule,
+            self.has_backup,
+            backend,
+            states,
+            holding,
+            on_device,
+            self.num_looks,
+        )
 
     @property
     def is_predicted(self) -> bool:

@@ -13,7 +13,7 @@ from wpadamw._backends.extension import extension
 from wpadamw.bucket import Bucket
 from wpadamw.compat import clear_autocast_cache, increment_version
 from wpadamw.ledger import Ledger
-from wpadamw.rules.rule import Row
+from wpadamw.rules.rule import Settings
 from wpadamw.tensors import PythonLayouts
 
 
@@ -55,16 +55,16 @@ class Standing:
         self.count = self.in_c.look(of_params, of_flats, self.ledger.versions)
         return bool(self.count >= 0)
 
-    def step(self, hyper: Row, factor: float, predict_next: bool) -> None:
+    def step(self, settings: Settings, factor: float, predict_next: bool) -> None:
         """The step that follows a look; parameters hold afterwards what they held before."""
-        step, look = self.ledger.rule.scalars(hyper, self.count + 1)
+        step, looks = self.ledger.rule.row(settings, self.count + 1, self.ledger.num_looks)
         # An interrupt may come after any line: the call is the last thing that is done.
         self.ledger.forget()
         self.bucket.is_after_literal_step = not predict_next
         clear_autocast_cache()
         self.in_c.step(
             self.operations[predict_next],
-            step + look,
+            step + looks,
             predict_next,
             factor,
             cpp.num_threads(),

@@ -8,7 +8,7 @@ from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket, StepCall
 from wpadamw.checks import Mode
 from wpadamw.plan import GroupPlan
-from wpadamw.rules.rule import Row
+from wpadamw.rules.rule import Settings
 from wpadamw.scaling import Scaling
 
 
@@ -21,26 +21,26 @@ class GroupStep(NamedTuple):
 
     def run(self) -> None:
         """Fails only where it is interrupted; otherwise the group ends wholly in one mode."""
-        group, hyper = self.plan.group, self.plan.hyper()
+        group, settings = self.plan.group, self.plan.settings()
         target: Mode = "predicted" if group["predict_in_step"] else "true"
         if target == "predicted":
             group["weights_are"] = target  # "true" is said only where all parameters are
         for bucket, grads in zip(self.plan.buckets, self.grads, strict=True):
             if not bucket.holds_all(target) and self._may_skip_some(grads):
                 # Parameters without an update follow the mode all the same.
-                bucket.move(target, hyper)
+                bucket.move(target, settings)
             for same_dtype in grads:
-                bucket.step(same_dtype, self._call(bucket, hyper))
+                bucket.step(same_dtype, self._call(bucket, settings))
         group["weights_are"] = target
 
     def _may_skip_some(self, grads: list[Gradients]) -> bool:
         is_for_all = len(grads) == 1 and grads[0].has_grad is None
         return not is_for_all or self.scaling.found_inf is not None
 
-    def _call(self, bucket: Bucket, hyper: Row) -> StepCall:
+    def _call(self, bucket: Bucket, settings: Settings) -> StepCall:
         group, device = self.plan.group, bucket.tensors.params[0].device
         return StepCall(
-            hyper,
+            settings,
             self.scaling.factor(-1.0 if group["maximize"] else 1.0, device),
             group["predict_in_step"],
             self.scaling.found_inf_on(device),

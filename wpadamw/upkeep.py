@@ -111,7 +111,7 @@ class Upkeep(Optimizer):
             if written := bucket.written_outside():
                 self._settle(bucket, written, group)
             if not bucket.holds_all(group["weights_are"]):  # an operation was interrupted
-                bucket.move(group["weights_are"], plan.hyper())
+                bucket.move(group["weights_are"], plan.settings())
         return plan
 
     @outside_inference_mode
@@ -164,7 +164,7 @@ class Upkeep(Optimizer):
         if mode == "predicted":
             group["weights_are"] = mode  # "true" is said only where all parameters are
         for bucket in moving:
-            bucket.move(mode, plan.hyper())
+            bucket.move(mode, plan.settings())
         group["weights_are"] = mode
         self._plans.is_interrupted = False
 
@@ -184,9 +184,9 @@ class Upkeep(Optimizer):
 
     def _settle(self, bucket: Bucket, indices: list[int], group: Group) -> None:
         """Brings parameters that others wrote to into the group's mode."""
-        hyper = self._rule(group).hyper(group, float(group["lr"]))
-        found = identify.identify(bucket, indices, hyper)
-        identify.settle(bucket, found, group["weights_are"], hyper)
+        settings = self._rule(group).settings(group, float(group["lr"]))
+        found = identify.identify(bucket, indices, settings)
+        identify.settle(bucket, found, group["weights_are"], settings)
         self._warn([(group, [bucket.params[i] for i, kind in found.items() if kind.is_foreign])])
 
     def _warn(self, foreign: loading.Foreign) -> None:

@@ -18,8 +18,13 @@ struct RuleInfo {
   bool can_step = false;
   bool can_recover = false;
 
-  int64_t row_width() const { return static_cast<int64_t>(step.size() + look.size()); }
-  int64_t record_width() const { return static_cast<int64_t>(1 + look.size()); }
+  int64_t looks_width(int num_looks) const {
+    return num_looks * static_cast<int64_t>(look.size());
+  }
+  int64_t row_width(int num_looks) const {
+    return static_cast<int64_t>(step.size()) + looks_width(num_looks);
+  }
+  int64_t record_width(int num_looks) const { return 1 + looks_width(num_looks); }
 };
 
 // Every rule; kernels are found by the same position.

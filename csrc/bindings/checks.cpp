@@ -107,9 +107,9 @@ void check_has_terms(const RuleInfo& rule) {
   if (rule.num_terms == 0) refuse("rule", "be one with terms to sum", rule.name);
 }
 
-const double* check_rows(const RuleInfo& rule, uintptr_t scalars, int64_t num_rows, int64_t most) {
+const double* check_rows(int64_t row_width, uintptr_t scalars, int64_t num_rows, int64_t most) {
   check_range("num_rows", num_rows, 1, most);
-  const int64_t num_bytes = num_rows * rule.row_width() * int64_t{sizeof(double)};
+  const int64_t num_bytes = num_rows * row_width * int64_t{sizeof(double)};
   check_memory("scalars", {scalars, num_bytes, alignof(double)});
   return reinterpret_cast<const double*>(scalars);
 }

@@ -76,8 +76,11 @@ void check_flat(const RuleInfo& rule, DType param_dtype, uintptr_t weight, const
 void check_can_step(const RuleInfo& rule);
 void check_has_terms(const RuleInfo& rule);
 
-// Rows of a rule's scalars in the memory of the host.
-const double* check_rows(const RuleInfo& rule, uintptr_t scalars, int64_t num_rows, int64_t most);
+// By how many looks one prediction may go.
+constexpr int kMaxLooks = 1 << 20;
+
+// Rows of scalars in the memory of the host.
+const double* check_rows(int64_t row_width, uintptr_t scalars, int64_t num_rows, int64_t most);
 
 // The spans of a bucket. Returns how many elements its flat buffers have at least.
 int64_t check_spans(DType param_dtype, const Addresses& params, const std::vector<int64_t>& offsets,

@@ -24,9 +24,11 @@ constexpr int kMaxThreads = 4096;
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& params,
                         const Sizes& offsets, const Sizes& numels, uintptr_t weight,
-                        const Addresses& state) {
+                        const Addresses& state, int num_looks) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
+  check_range("num_looks", num_looks, 1, kMaxLooks);
+  bucket.num_looks = num_looks;
   bucket.param_dtype = param_dtype;
   bucket.weight = reinterpret_cast<void*>(weight);
   check_code("param_dtype", param_dtype);
@@ -121,8 +123,8 @@ Call make_call(BoundBucket& bucket, Operation operation, DType grad_dtype, const
   call.operation = operation;
   call.grad_dtype = grad_dtype;
   const int64_t most = rows.index == 0 ? 2 : INT32_MAX;
-  call.scalars = check_rows(bucket.rule(), rows.address, rows.num_rows, most);
-  call.row_width = static_cast<int>(bucket.rule().row_width());
+  call.scalars = check_rows(bucket.row_width(), rows.address, rows.num_rows, most);
+  call.row_width = static_cast<int>(bucket.row_width());
   call.param_size = static_cast<int64_t>(size_of(bucket.param_dtype));
   call.grad_factor = grad_factor;
   call.num_threads = num_threads;
@@ -189,7 +191,8 @@ void bind_cpu(py::module_& m) {
   auto bucket = py::class_<BoundBucket>(m, "Bucket", py::module_local());
   bucket
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("params"),
-           py::arg("offsets"), py::arg("numels"), py::arg("weight"), py::arg("state"))
+           py::arg("offsets"), py::arg("numels"), py::arg("weight"), py::arg("state"),
+           py::arg("num_looks") = 1)
       .def_property_readonly("completed", &completed)
       .def("set_grads", &set_grads, py::arg("grads"))
       .def("run", &run, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),

@@ -40,14 +40,17 @@ struct BoundBucket : cuda::Bucket {
   int64_t advanced = 0;
 
   const RuleInfo& rule() const { return rules()[rule_id]; }
+  int64_t row_width() const { return rule().row_width(num_looks); }
   const cuda::Kernels& kernels() const { return *cuda::kKernels[rule_id]; }
 };
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t chunks,
                         int64_t num_chunks, int64_t num_tensors, uintptr_t grads, uintptr_t weight,
-                        const Addresses& state) {
+                        const Addresses& state, int num_looks) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
+  check_range("num_looks", num_looks, 1, kMaxLooks);
+  bucket.num_looks = num_looks;
   check_code("param_dtype", param_dtype);
   const bool has_elements = num_chunks > 0;
   check_range("num_chunks", num_chunks, 0, kMaxBlocks);
@@ -89,7 +92,7 @@ cuda::Rows device_rows(const BoundBucket& bucket, uintptr_t scalars, uintptr_t i
   const int64_t num_tensors = bucket.num_chunks > 0 ? bucket.num_tensors : 0;
   cuda::Rows rows;
   rows.scalars = array<const double>("scalars", scalars,
-                                     num_tensors > 0 ? bucket.rule().row_width() : 0);
+                                     num_tensors > 0 ? bucket.row_width() : 0);
   rows.index = array<const int32_t>("index", index, 2 * num_tensors);
   return rows;
 }
@@ -101,10 +104,11 @@ void run_row(const py::object& self, Operation operation, DType grad_dtype, uint
              uintptr_t found_inf, uintptr_t stream) {
   auto& bucket = made<BoundBucket>(self);
   check_can_step(bucket.rule());
+  if (bucket.num_looks > 1) throw std::runtime_error("rows of several looks lie in device memory");
   cuda::Call call = make_call(bucket, operation, grad_dtype, {grad_factor, grad_factor_address},
                               found_inf, stream);
-  call.rows.row = check_rows(bucket.rule(), scalars, num_rows, 2);
-  if (num_rows == 2) call.rows.held = call.rows.row + bucket.rule().row_width();
+  call.rows.row = check_rows(bucket.row_width(), scalars, num_rows, 2);
+  if (num_rows == 2) call.rows.held = call.rows.row + bucket.row_width();
   cuda::run(bucket, call, bucket.kernels());
   ++bucket.completed;
 }
@@ -144,8 +148,8 @@ void total(uintptr_t numbers, int64_t count, uintptr_t out, uintptr_t stream) {
 }
 
 void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintptr_t predictions,
-             uintptr_t hyper, uintptr_t has_grad, uintptr_t scalars, uintptr_t index,
-             Operation operation, uintptr_t found_inf, uintptr_t stream) {
+             uintptr_t hyper, uintptr_t shares, uintptr_t has_grad, uintptr_t scalars,
+             uintptr_t index, Operation operation, uintptr_t found_inf, uintptr_t stream) {
   auto& bucket = made<BoundBucket>(self);
   const RuleInfo& rule = bucket.rule();
   check_can_step(rule);
@@ -155,11 +159,14 @@ void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintp
   cuda::Ledger ledger;
   ledger.num_tensors = num_tensors;
   ledger.steps = array<float>("steps", steps, num_tensors);
-  ledger.predictions = array<double>("predictions", predictions, num_tensors * rule.record_width());
+  ledger.num_looks = bucket.num_looks;
+  ledger.predictions = array<double>("predictions", predictions,
+                                     num_tensors * rule.record_width(bucket.num_looks));
   ledger.hyper = array<const double>("hyper", hyper, num_tensors > 0 ? num_hyper : 0);
+  ledger.shares = array<const double>("shares", shares, num_tensors > 0 ? bucket.num_looks : 0);
   ledger.has_grad = array<const bool>("has_grad", has_grad, num_tensors);
   ledger.found_inf = optional<float>("found_inf", found_inf);
-  ledger.scalars = array<double>("scalars", scalars, 2 * num_tensors * rule.row_width());
+  ledger.scalars = array<double>("scalars", scalars, 2 * num_tensors * bucket.row_width());
   ledger.index = array<int32_t>("index", index, 2 * num_tensors);
   bucket.kernels().advance(ledger, operation, pointer<void>(stream));
   ++bucket.advanced;
@@ -175,7 +182,7 @@ void bind_cuda(py::module_& m) {
   bucket
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("chunks"),
            py::arg("num_chunks"), py::arg("num_tensors"), py::arg("grads"), py::arg("weight"),
-           py::arg("state"))
+           py::arg("state"), py::arg("num_looks") = 1)
       .def("run_row", &run_row, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("num_rows"), py::arg("grad_factor"), py::arg("grad_factor_address"),
            py::arg("found_inf"), py::arg("stream"))
@@ -186,8 +193,8 @@ void bind_cuda(py::module_& m) {
            py::arg("grad_factor"), py::arg("grad_factor_address"), py::arg("partial"),
            py::arg("out"), py::arg("stream"))
       .def("advance", &advance, py::arg("num_tensors"), py::arg("steps"), py::arg("predictions"),
-           py::arg("hyper"), py::arg("has_grad"), py::arg("scalars"), py::arg("index"),
-           py::arg("operation"), py::arg("found_inf"), py::arg("stream"))
+           py::arg("hyper"), py::arg("shares"), py::arg("has_grad"), py::arg("scalars"),
+           py::arg("index"), py::arg("operation"), py::arg("found_inf"), py::arg("stream"))
       .def_property_readonly("completed", &completed)
       .def_property_readonly("advanced", &advanced);
   refuse_second_init<BoundBucket>(bucket);

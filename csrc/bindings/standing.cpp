@@ -31,7 +31,7 @@ class Standing {
   Standing(Parts parts, uintptr_t steps, uintptr_t records, py::object increment)
       : parts_(std::move(parts)), increment_(std::move(increment)) {
     const auto n = static_cast<int64_t>(bucket().spans.size());
-    const int64_t num_numbers = n * bucket().rule().record_width();
+    const int64_t num_numbers = n * bucket().record_width();
     check_size("params", parts_.params.size(), bucket().spans.size());
     check_memory("steps", {steps, n * int64_t{sizeof(float)}, alignof(float)});
     check_memory("records", {records, num_numbers * int64_t{sizeof(double)}, alignof(double)});
@@ -62,11 +62,11 @@ class Standing {
             double grad_factor, int num_threads, const py::object& of_params) {
     if (!grads_) throw std::runtime_error("look must be called before step");
     const RuleInfo& rule = bucket().rule();
-    check_size("row", row.size(), static_cast<size_t>(rule.row_width()));
+    check_size("row", row.size(), static_cast<size_t>(bucket().row_width()));
     std::vector<double> rows(row);
     if (holds_prediction && bucket().weight == nullptr && records_[0] == kMade) {
       rows.resize(row.size() + rule.step.size());
-      rows.insert(rows.end(), records_ + 1, records_ + rule.record_width());
+      rows.insert(rows.end(), records_ + 1, records_ + bucket().record_width());
     }
     const auto num_rows = static_cast<int64_t>(rows.size() / row.size());
     run_rows(bucket(), operation, grad_dtype_,
@@ -84,7 +84,7 @@ class Standing {
 
   bool are_alike() const {
     const size_t n = bucket().spans.size();
-    const auto width = static_cast<size_t>(bucket().rule().record_width());
+    const auto width = static_cast<size_t>(bucket().record_width());
     const auto is_common = [&](float count) { return count == steps_[0]; };
     if (n == 0 || !std::all_of(steps_, steps_ + n, is_common)) return false;
     // Records are needed where true weights are computed from predictions.
@@ -93,13 +93,13 @@ class Standing {
   }
 
   void record(Operation operation, const double* row) {
-    const RuleInfo& rule = bucket().rule();
-    const double* look = row + rule.step.size();
+    const double* looks = row + bucket().rule().step.size();
+    const int64_t width = bucket().record_width() - 1;
     double* record = records_;
     for (size_t i = 0; i < bucket().spans.size(); ++i) {
       const bool is_made = operation == Operation::kStepAndPredict;
       *record++ = is_made;
-      for (size_t k = 0; k < rule.look.size(); ++k) *record++ = is_made ? look[k] : 0.0;
+      for (int64_t k = 0; k < width; ++k) *record++ = is_made ? looks[k] : 0.0;
     }
   }
 

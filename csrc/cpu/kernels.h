@@ -21,6 +21,7 @@ struct Task {
   const double* row;
   const double* held;  // row of the prediction that the parameter holds, where it holds one
   double grad_factor;
+  int num_looks;  // of a row
 };
 
 // The operation on elements [begin, end).

@@ -29,7 +29,7 @@ void sum_chunk(const Task& task, int64_t begin, int64_t n, double* sums) {
   for (int64_t j = 0; j < n; ++j) {
     const int64_t i = begin + j;
     const auto state = tensor.load_state(i);
-    const real_t weight = tensor.template true_weight<kSource>(i, state);
+    const real_t weight = tensor.template true_weight<kSource>(i, state, tensor.param[i]);
     const auto terms =
         Rule::terms(weight, state, tensor.gradient(i), tensor.row.step, tensor.row.look);
     for (int t = 0; t < Rule::kNumTerms; ++t) values[t][j] = terms.at[t];

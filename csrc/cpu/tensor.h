@@ -11,6 +11,7 @@ template <typename Rule, typename param_t, typename grad_t>
 struct Tensor {
   using real_t = typename RealOf<param_t>::type;
   using State = typename Rule::template State<real_t>;
+  using Look = typename Rule::template Look<real_t>;
 
   param_t* param;
   const grad_t* grad;
@@ -18,14 +19,22 @@ struct Tensor {
   Values<real_t*, Rule::kNumStates> state;
   real_t grad_factor;
   RowOf<Rule, real_t> row;
-  typename Rule::template Look<real_t> held{};
+  Look held{};
+  const double* looks;                 // of the row
+  const double* held_looks = nullptr;  // of what the parameter holds
+  int num_looks;
 
   explicit WPADAMW_HOST_DEVICE Tensor(const Task& task)
       : param(reinterpret_cast<param_t*>(task.param)),
         grad(reinterpret_cast<const grad_t*>(task.grad)),
         grad_factor(static_cast<real_t>(task.grad_factor)),
-        row(round_row<Rule, real_t>(task.row)) {
-    if (task.held != nullptr) held = round_look<Rule, real_t>(task.held);
+        row(round_row<Rule, real_t>(task.row)),
+        looks(task.row + kNumStep<Rule>),
+        num_looks(task.num_looks) {
+    if (task.held != nullptr) {
+      held = round_look<Rule, real_t>(task.held);
+      held_looks = task.held + kNumStep<Rule>;
+    }
     if (task.weight != nullptr) weight = static_cast<real_t*>(task.weight) + task.offset;
     for (int k = 0; k < Rule::kNumStates; ++k) {
       state.at[k] = static_cast<real_t*>(task.state[k]) + task.offset;
@@ -42,12 +51,37 @@ struct Tensor {
     for (int k = 0; k < Rule::kNumStates; ++k) state.at[k][i] = values.at[k];
   }
 
+  // From what the parameter holds, where all but its first look has been undone.
   template <Source kSource>
-  WPADAMW_HOST_DEVICE real_t true_weight(int64_t i, const State& values) const {
+  WPADAMW_HOST_DEVICE real_t true_weight(int64_t i, const State& values, param_t found) const {
     if constexpr (kSource == Source::kBackup) return weight[i];
-    const real_t found = to_real(param[i]);
-    if constexpr (kSource != Source::kPrediction) return found;
-    else return Rule::recover(found, values, held);
+    else if constexpr (kSource == Source::kParam) return to_real(found);
+    else return Rule::recover(to_real(found), values, held);
+  }
+
+  // What n elements from `begin` on hold, all but the first look of it undone.
+  WPADAMW_HOST_DEVICE const real_t* undo(int64_t begin, int64_t n, real_t* values) const {
+    if (num_looks == 1) return param + begin;
+    for (int64_t j = 0; j < n; ++j) values[j] = param[begin + j];
+    for (int k = num_looks - 1; k > 0; --k) {
+      const Look look = round_nth_look<Rule, real_t>(held_looks, k);
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n; ++j) {
+        values[j] = Rule::recover(values[j], load_state(begin + j), look);
+      }
+    }
+    return values;
+  }
+
+  // Goes on from n values that the first look has predicted.
+  WPADAMW_HOST_DEVICE void look_on(int64_t begin, int64_t n, real_t* values) const {
+    for (int k = 1; k < num_looks; ++k) {
+      const Look look = round_nth_look<Rule, real_t>(looks, k);
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n; ++j) {
+        values[j] = Rule::predict(values[j], load_state(begin + j), look);
+      }
+    }
   }
 
   WPADAMW_HOST_DEVICE real_t gradient(int64_t i) const { return to_real(grad[i]) * grad_factor; }

@@ -48,7 +48,8 @@ Task task_of(const Bucket& bucket, const Call& call, const Span& span) {
   return {span.param,           span.grad,
           span.offset,          bucket.weight,
           bucket.state.data(),  row(std::max(span.row, 0)),
-          span.held < 0 ? nullptr : row(span.held), call.grad_factor};
+          span.held < 0 ? nullptr : row(span.held),
+          call.grad_factor,     bucket.num_looks};
 }
 
 int useful_threads(int64_t total, int most) {

@@ -20,19 +20,21 @@ template <typename Rule>
 struct Entry {
   using Look = typename Rule::template Look<double>;
   using Step = typename Rule::template Step<double>;
-  static constexpr int kRecordWidth = 1 + kNumLook<Rule>;
 
   const Ledger& ledger;
   int64_t i;
 
+  __device__ int looks_width() const { return ledger.num_looks * kNumLook<Rule>; }
   __device__ double* row(int64_t position) const {
-    return ledger.scalars + position * kRowWidth<Rule>;
+    return ledger.scalars + position * (kNumStep<Rule> + looks_width());
   }
-  __device__ double* record() const { return ledger.predictions + i * kRecordWidth; }
+  __device__ double* looks(int64_t position) const { return row(position) + kNumStep<Rule>; }
+  __device__ double* record() const { return ledger.predictions + i * (1 + looks_width()); }
   __device__ int64_t count() const { return static_cast<int64_t>(ledger.steps[i]); }
 
-  __device__ Row<Step, Look> scalars(int64_t count) const {
-    return Rule::scalars(*reinterpret_cast<const typename Rule::Hyper*>(ledger.hyper), count);
+  __device__ Row<Step, Look> scalars(int64_t count, int ahead) const {
+    const auto& hyper = *reinterpret_cast<const typename Rule::Hyper*>(ledger.hyper);
+    return Rule::scalars(hyper, count, ahead, ledger.shares[ahead]);
   }
 
   template <typename part_t>
@@ -40,40 +42,44 @@ struct Entry {
     if constexpr (!std::is_empty_v<part_t>) *reinterpret_cast<part_t*>(to) = part;
   }
 
-  __device__ void write_row(int64_t position, const Step& step, const Look& look) const {
-    write(row(position), step);
-    write(row(position) + kNumStep<Rule>, look);
+  __device__ void write_looks(double* to, int64_t count) const {
+    for (int ahead = 0; ahead < ledger.num_looks; ++ahead) {
+      write(to + ahead * kNumLook<Rule>, scalars(count, ahead).look);
+    }
   }
 
-  __device__ void write_record(double kind, const Look& look) const {
+  __device__ void copy_looks(double* to, const double* from) const {
+    for (int k = 0; k < looks_width(); ++k) to[k] = from[k];
+  }
+
+  __device__ void write_record(double kind, const double* looks) const {
     *record() = kind;
-    write(record() + 1, look);
+    for (int k = 0; k < looks_width(); ++k) record()[1 + k] = kind == kMade ? looks[k] : 0.0;
   }
-
-  __device__ Look recorded() const { return round_part<Look, double>(record() + 1); }
 
   __device__ void write_held() const {
     const int64_t position = ledger.num_tensors + i;
-    write_row(position, Step{}, recorded());
+    copy_looks(looks(position), record() + 1);
     ledger.index[position] = *record() == kMade ? static_cast<int32_t>(position) : -1;
   }
 
   __device__ void step(bool predicts) const {
     const int64_t next = count() + 1;
-    const Row<Step, Look> own = scalars(next);
-    write_row(i, own.step, own.look);
+    write(row(i), scalars(next, 0).step);
+    write_looks(looks(i), next);
     const bool is_void = ledger.found_inf != nullptr && *ledger.found_inf != 0.0f;
     if (!ledger.has_grad[i] || is_void) return;
     ledger.steps[i] = static_cast<float>(next);
-    write_record(predicts ? kMade : kNone, predicts ? own.look : Look{});
+    write_record(predicts ? kMade : kNone, looks(i));
   }
 
   __device__ void predict() const {
     if (*record() == kNone) {
       const bool is_first = count() == 0;  // there is no update to predict from
-      write_record(is_first ? kNull : kMade, is_first ? Look{} : scalars(count()).look);
+      if (!is_first) write_looks(looks(i), count());
+      write_record(is_first ? kNull : kMade, looks(i));
     }
-    write_row(i, Step{}, recorded());
+    copy_looks(looks(i), record() + 1);
     if (*record() != kMade) ledger.index[i] = -1;
   }
 };

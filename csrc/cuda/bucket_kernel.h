@@ -20,19 +20,33 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
 
   bool moves = true;  // a prediction may move nothing
 
+  // Returns what it holds, predicted by the first look.
   template <int kN>
-  __device__ void run_element(Loaded<kN>& loaded, int j) const {
+  __device__ real_t run_element(Loaded<kN>& loaded, int j) const {
     Element<Rule, real_t> element = this->element(loaded, j);
     real_t gradient{};
     if constexpr (is_step(kOperation)) gradient = this->gradient(loaded, j);
     real_t held = apply<kOperation>(element, gradient, this->row);
     if constexpr (kOperation == Operation::kPredict) held = moves ? held : element.weight;
-    loaded.param.values[j] = Round<param_t>::from(held);
     loaded.weight.values[j] = element.weight;
 #pragma unroll
     for (int k = 0; k < Rule::kNumStates; ++k) {
       loaded.state.at[k].values[j] = element.state.at[k];
     }
+    return held;
+  }
+
+  template <int kN>
+  __device__ void run_elements(Loaded<kN>& loaded) const {
+    real_t held[kN];
+    if (this->num_looks > 1 && this->holds_prediction) this->undo(loaded);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) held[j] = run_element(loaded, j);
+    if constexpr (predicts(kOperation)) {
+      if (this->num_looks > 1 && moves) this->look_on(loaded, held);
+    }
+#pragma unroll
+    for (int j = 0; j < kN; ++j) loaded.param.values[j] = Round<param_t>::from(held[j]);
   }
 
   template <int kN>
@@ -58,8 +72,7 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     for (int p = 0; p < kPacks; ++p) {
       const int i = (p * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
       if (i + kWidth > this->numel) return;
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) run_element(loaded[p], j);
+      run_elements(loaded[p]);
       store(i, loaded[p]);
     }
   }
@@ -69,7 +82,7 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     for (int i = begin + static_cast<int>(threadIdx.x); i < this->numel; i += kThreads) {
       Loaded<1> loaded;
       this->load(i, loaded);
-      run_element(loaded, 0);
+      run_elements(loaded);
       store(i, loaded);
     }
   }

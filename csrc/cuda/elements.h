@@ -28,6 +28,7 @@ struct Arguments {
   real_t grad_factor;
   const double* grad_factor_address;
   const float* found_inf;
+  int num_looks;
 
   Arguments(const Bucket& bucket, const Call& call)
       : chunks(bucket.chunks),
@@ -39,7 +40,8 @@ struct Arguments {
         holds_prediction(call.rows.held != nullptr),
         grad_factor(static_cast<real_t>(call.grad_factor)),
         grad_factor_address(call.grad_factor_address),
-        found_inf(call.found_inf) {
+        found_inf(call.found_inf),
+        num_looks(bucket.num_looks) {
     if (call.rows.row != nullptr) row = round_row<Rule, real_t>(call.rows.row);
     if (call.rows.held != nullptr) held = round_look<Rule, real_t>(call.rows.held);
     for (int k = 0; k < Rule::kNumStates; ++k) {
@@ -64,7 +66,16 @@ struct Arguments {
   __device__ real_t factor() const {
     return grad_factor_address == nullptr ? grad_factor : static_cast<real_t>(*grad_factor_address);
   }
-  __device__ const double* at(int32_t i) const { return scalars + int64_t{i} * kRowWidth<Rule>; }
+  // Rows of several looks lie in device memory.
+  __device__ const double* looks_of(int32_t tensor) const {
+    return at(index[tensor] < 0 ? 0 : index[tensor]) + kNumStep<Rule>;
+  }
+  __device__ const double* held_looks_of(int32_t tensor) const {
+    return at(index[num_tensors + tensor]) + kNumStep<Rule>;
+  }
+  __device__ const double* at(int32_t i) const {
+    return scalars + int64_t{i} * (kNumStep<Rule> + num_looks * kNumLook<Rule>);
+  }
 };
 
 // One chunk: every pointer is at its first element.
@@ -72,6 +83,7 @@ template <typename Rule, typename param_t, typename grad_t, Operation kOperation
 struct Elements {
   using real_t = typename RealOf<param_t>::type;
   using State = typename Rule::template State<real_t>;
+  using Look = typename Rule::template Look<real_t>;
   static constexpr int kWidth = pack_width<param_t, grad_t>();
   static constexpr int kPacks = kElementsPerThread / kWidth;
   // What is predicted from are true weights.
@@ -94,7 +106,10 @@ struct Elements {
   bool holds_prediction;
   real_t grad_factor;
   RowOf<Rule, real_t> row;
-  typename Rule::template Look<real_t> held;
+  Look held;
+  int num_looks;
+  const double* looks;       // of the row
+  const double* held_looks;  // of what the parameter holds
 
   __device__ Elements(const Arguments<Rule, real_t>& arguments, const Chunk& chunk,
                       uintptr_t grad_address)
@@ -104,8 +119,13 @@ struct Elements {
         numel(chunk.numel),
         holds_prediction(kMayHoldPrediction && arguments.holds_prediction_of(chunk.tensor)),
         grad_factor(arguments.factor()),
-        row(arguments.row_of(chunk.tensor)) {
+        row(arguments.row_of(chunk.tensor)),
+        num_looks(arguments.num_looks) {
     if (kMayHoldPrediction && holds_prediction) held = arguments.held_of(chunk.tensor);
+    if (num_looks > 1) {
+      looks = arguments.looks_of(chunk.tensor);
+      if (kMayHoldPrediction && holds_prediction) held_looks = arguments.held_looks_of(chunk.tensor);
+    }
     for (int k = 0; k < Rule::kNumStates; ++k) state.at[k] = arguments.state.at[k] + chunk.offset;
   }
 
@@ -136,14 +156,46 @@ struct Elements {
   }
 
   template <int kN>
-  __device__ Element<Rule, real_t> element(const Loaded<kN>& loaded, int j) const {
-    Element<Rule, real_t> element;
+  static __device__ State state_of(const Loaded<kN>& loaded, int j) {
+    State values;
 #pragma unroll
-    for (int k = 0; k < Rule::kNumStates; ++k) {
-      element.state.at[k] = loaded.state.at[k].values[j];
+    for (int k = 0; k < Rule::kNumStates; ++k) values.at[k] = loaded.state.at[k].values[j];
+    return values;
+  }
+
+  template <int kN>
+  __device__ Element<Rule, real_t> element(const Loaded<kN>& loaded, int j) const {
+    const State values = state_of(loaded, j);
+    return {values, true_weight(loaded, j, values)};
+  }
+
+  // Undoes all but the first look of a prediction.
+  template <int kN>
+  __device__ void undo(Loaded<kN>& loaded) const {
+    if constexpr (kMayHoldPrediction) {
+#pragma unroll 1
+      for (int k = num_looks - 1; k > 0; --k) {
+        const Look look = round_nth_look<Rule, real_t>(held_looks, k);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) {
+          loaded.param.values[j] =
+              Rule::recover(loaded.param.values[j], state_of(loaded, j), look);
+        }
+      }
     }
-    element.weight = true_weight(loaded, j, element.state);
-    return element;
+  }
+
+  // Goes on from what the first look has predicted.
+  template <int kN>
+  __device__ void look_on(const Loaded<kN>& loaded, real_t (&values)[kN]) const {
+#pragma unroll 1
+    for (int k = 1; k < num_looks; ++k) {
+      const Look look = round_nth_look<Rule, real_t>(looks, k);
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        values[j] = Rule::predict(values[j], state_of(loaded, j), look);
+      }
+    }
   }
 
   template <int kN>

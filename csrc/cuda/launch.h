@@ -36,9 +36,11 @@ struct Bucket {
   const uintptr_t* grads = nullptr;  // per tensor; 0: no gradient, steps leave it alone
   void* weight = nullptr;            // flat backup of the true weights, or null
   std::vector<void*> state;          // flat, one of each kind
+  int num_looks = 1;                 // of a row of scalars
 };
 
-// The scalars of a call: at most two rows of the host, or any number of them in device memory.
+// The scalars of a call: at most two rows of the host, of one look each, or any number of them in
+// device memory.
 struct Rows {
   const double* scalars = nullptr;  // in device memory; null: those below
   const int32_t* index = nullptr;   // with `scalars`: each tensor's row, then each tensor's held row
@@ -60,8 +62,10 @@ struct Call {
 struct Ledger {
   int64_t num_tensors = 0;
   float* steps = nullptr;
-  double* predictions = nullptr;  // records: a kind, then the numbers of a Look
+  double* predictions = nullptr;  // records: a kind, then the numbers of each Look
   const double* hyper = nullptr;
+  const double* shares = nullptr;  // how far a prediction goes by each look
+  int num_looks = 1;
   const bool* has_grad = nullptr;
   const float* found_inf = nullptr;
   double* scalars = nullptr;  // written: each tensor's row, then each tensor's held row

@@ -22,11 +22,10 @@ struct Rule {
     double beta2;
     double eps;
     double weight_decay;
-    double prediction_steps;
     double predicted_decay;  // weight_decay, or 0 where predictions leave the decay out
   };
-  static constexpr Names<7> kHyperNames = {
-      "lr", "beta1", "beta2", "eps", "weight_decay", "prediction_steps", "predicted_decay"};
+  static constexpr Names<6> kHyperNames = {"lr",  "beta1",        "beta2",
+                                           "eps", "weight_decay", "predicted_decay"};
 
   // What an update needs.
   template <typename real_t>
@@ -45,20 +44,20 @@ struct Rule {
   struct Look {
     real_t inv_sqrt_bc2;  // 1 / sqrt(1 - beta2^k)
     real_t eps;
-    real_t predict_decay;  // 1 - s*lr*predicted_decay
-    real_t predict_size;   // s*lr / (1 - beta1^k)
+    real_t predict_decay;  // 1 - share*lr*predicted_decay
+    real_t predict_size;   // share*lr*beta1^ahead / (1 - beta1^k)
   };
   static constexpr Names<4> kLookNames = {"inv_sqrt_bc2", "eps", "predict_decay", "predict_size"};
 
-  // Of update number `count` and of the prediction from it.
-  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& h,
-                                                                     int64_t count) {
-    const double bias_correction1 = 1.0 - power(h.beta1, count);
+  // Of update k = count + ahead and of a share of it, predicted.
+  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& h, int64_t count,
+                                                                     int64_t ahead, double share) {
+    const double bias_correction1 = 1.0 - power(h.beta1, count + ahead);
     return {{1.0 - h.beta1, h.beta2, 1.0 - h.beta2, 1.0 - h.lr * h.weight_decay,
              h.lr / bias_correction1},
-            {1.0 / std::sqrt(1.0 - power(h.beta2, count)), h.eps,
-             1.0 - h.prediction_steps * h.lr * h.predicted_decay,
-             h.prediction_steps * h.lr / bias_correction1}};
+            {1.0 / std::sqrt(1.0 - power(h.beta2, count + ahead)), h.eps,
+             1.0 - share * h.lr * h.predicted_decay,
+             share * h.lr * power(h.beta1, ahead) / bias_correction1}};
   }
 
   template <typename real_t>

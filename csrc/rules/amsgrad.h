@@ -26,8 +26,9 @@ struct Rule {
   static constexpr auto kLookNames = AdamW::kLookNames;
 
   static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& hyper,
-                                                                     int64_t count) {
-    return AdamW::scalars(hyper, count);
+                                                                     int64_t count, int64_t ahead,
+                                                                     double share) {
+    return AdamW::scalars(hyper, count, ahead, share);
   }
 
   template <typename real_t>

@@ -20,10 +20,9 @@ struct Rule {
     double dampening;
     double weight_decay;
     double nesterov;  // 1 or 0
-    double prediction_steps;
   };
-  static constexpr Names<6> kHyperNames = {"lr",           "momentum", "dampening",
-                                           "weight_decay", "nesterov", "prediction_steps"};
+  static constexpr Names<5> kHyperNames = {"lr", "momentum", "dampening", "weight_decay",
+                                           "nesterov"};
 
   // What an update needs.
   template <typename real_t>
@@ -41,17 +40,17 @@ struct Rule {
   // What predictions need.
   template <typename real_t>
   struct Look {
-    real_t predict_size;  // s*lr
+    real_t predict_size;  // share*lr*momentum^ahead
   };
   static constexpr Names<1> kLookNames = {"predict_size"};
 
-  // Of update number `count` and of the prediction from it.
-  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& h,
-                                                                     int64_t count) {
+  // Of update number `count` and of a share of a later one, predicted.
+  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& h, int64_t count,
+                                                                     int64_t ahead, double share) {
     const double is_plain = count == 1 || h.momentum == 0.0;
     return {{h.weight_decay, h.momentum * (1.0 - is_plain), 1.0 - h.dampening * (1.0 - is_plain),
              h.nesterov, 1.0 - h.nesterov + h.nesterov * h.momentum, h.lr},
-            {h.prediction_steps * h.lr}};
+            {share * h.lr * power(h.momentum, ahead)}};
   }
 
   // g = g + w*decay, m = m*momentum + g*(1-dampening), w = w - (g or m, mixed)*lr

@@ -32,8 +32,9 @@ struct Rule {
   };
   static constexpr Names<1> kLookNames = {"predict_size"};
 
-  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& hyper, int64_t) {
-    return {{1.0 - hyper.beta1}, {hyper.lr}};
+  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& hyper, int64_t,
+                                                                     int64_t ahead, double share) {
+    return {{1.0 - hyper.beta1}, {share * hyper.lr * power(hyper.beta1, ahead)}};
   }
 
   // m = m + (g - m)*(1-beta1), w = w - m*predict_size

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 from wpadamw.rules.rule import Rule
 
 
 class Hyper(NamedTuple):
+    lr: float
     beta1: float
-    predict_size: float
 
 
 class Step(NamedTuple):
@@ -27,14 +28,15 @@ class Blend(Rule):
     triton_module = "rules.blend_triton"
     state_names = ("exp_avg",)
     Hyper, Step, Look = Hyper, Step, Look
+    still = Look(0.0)
     num_terms = 2
 
     def hyper(self, group, lr):
-        return Hyper(group["betas"][0], lr)
+        return Hyper(lr, group["betas"][0])
 
-    def scalars(self, hyper, count, power=None, sqrt=None):
-        beta1, predict_size = hyper
-        return Step(1.0 - beta1), Look(predict_size)
+    def scalars(self, hyper, count, ahead=0, share=1.0, power=operator.pow, sqrt=None):
+        lr, beta1 = hyper
+        return Step(1.0 - beta1), Look(share * lr * power(beta1, ahead))
 
     def step(self, weight, state, grad, step, look):
         """``m = m + (g - m)*(1-beta1)``, ``w = w - m*size``."""

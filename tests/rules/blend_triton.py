@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl  # noqa: F401 -- the interpreter looks for it
+from wpadamw.triton_kernels.exact import power
 
 
 @triton.jit
-def scalars(hyper, count):
-    beta1, predict_size = hyper
-    return (1.0 - beta1,), (predict_size,)
+def scalars(hyper, count, ahead, share):
+    lr, beta1 = hyper
+    return (1.0 - beta1,), (share * lr * power(beta1, ahead),)
 
 
 @triton.jit

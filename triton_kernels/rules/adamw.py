@@ -8,16 +8,16 @@ from wpadamw.triton_kernels.exact import divide, power, sqrt
 
 
 @triton.jit
-def scalars(hyper, count):
-    """The scalars of update number ``count`` and of the prediction from it."""
-    lr, beta1, beta2, eps, weight_decay, prediction_steps, predicted_decay = hyper
-    bias_correction1 = 1.0 - power(beta1, count)
+def scalars(hyper, count, ahead, share):
+    """The scalars of update ``k = count + ahead`` and of a share of it, predicted."""
+    lr, beta1, beta2, eps, weight_decay, predicted_decay = hyper
+    bias_correction1 = 1.0 - power(beta1, count + ahead)
     step = 1.0 - beta1, beta2, 1.0 - beta2, 1.0 - lr * weight_decay, lr / bias_correction1
     look = (
-        1.0 / sqrt(1.0 - power(beta2, count)),
+        1.0 / sqrt(1.0 - power(beta2, count + ahead)),
         eps,
-        1.0 - prediction_steps * lr * predicted_decay,
-        prediction_steps * lr / bias_correction1,
+        1.0 - share * lr * predicted_decay,
+        share * lr * power(beta1, ahead) / bias_correction1,
     )
     return step, look
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from wpadamw.triton_kernels.exact import power
 
 
 @triton.jit
-def scalars(hyper, count):
-    """The scalars of update number ``count`` and of the prediction from it."""
-    lr, momentum, dampening, weight_decay, nesterov, prediction_steps = hyper
+def scalars(hyper, count, ahead, share):
+    """The scalars of update number ``count`` and of a share of a later one, predicted."""
+    lr, momentum, dampening, weight_decay, nesterov = hyper
     is_plain = tl.where(count == 1, 1.0, tl.where(momentum == 0, 1.0, 0.0)).to(tl.float64)
     step = (
         weight_decay,
@@ -19,7 +20,7 @@ def scalars(hyper, count):
         1.0 - nesterov + nesterov * momentum,
         lr,
     )
-    return step, (prediction_steps * lr,)
+    return step, (share * lr * power(momentum, ahead),)
 
 
 @triton.jit

@@ -43,6 +43,7 @@ class Kernels:
             numels=[param.numel() for param in bucket.params],
             weight=0 if bucket.weight_flat is None else bucket.weight_flat.data_ptr(),
             state=[flat.data_ptr() for flat in bucket.state_flat],
+            num_looks=bucket.num_looks,
         )
 
     def completed(self) -> int:

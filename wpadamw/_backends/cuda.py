@@ -46,6 +46,7 @@ class Kernels(DeviceKernels):
             grads=self.table.grads.tensor.data_ptr(),
             weight=_address(bucket.weight_flat),
             state=[flat.data_ptr() for flat in bucket.state_flat],
+            num_looks=bucket.num_looks,
         )
 
     def completed(self) -> int:
@@ -67,7 +68,7 @@ class Kernels(DeviceKernels):
         codes = self.operations[operation], self.dtypes[grad_dtype]
         scale = (0.0, factor.data_ptr()) if isinstance(factor, Tensor) else (factor, 0)
         ends = *scale, _address(found_inf), current_stream(self.device)
-        if rows.index is None:  # few rows travel with the launch
+        if rows.index is None and self.bucket.num_looks == 1:  # they travel with the launch
             number = len(rows.scalars)
             self.device_bucket.run_row(*codes, rows.scalars.data_ptr(), number, *ends)
         else:
@@ -104,6 +105,7 @@ class Kernels(DeviceKernels):
             ledger.steps.data_ptr(),
             ledger.predictions.data_ptr(),
             ledger.hyper.data_ptr(),
+            ledger.shares.data_ptr(),
             ledger.has_grad.data_ptr(),
             ledger.rows.scalars.data_ptr(),
             _address(ledger.rows.index),

@@ -43,7 +43,7 @@ class DeviceTable:
         self.num_chunks = len(self.chunks)
         self.grads = Upload(self.num_params, torch.int64, device)
         # At most a row of its own, and a row of what it holds, for each parameter.
-        self.width = bucket.rule.row_width()
+        self.width = bucket.rule.row_width(bucket.num_looks)
         self.scalars = Upload(2 * self.num_params * self.width, torch.float64, device)
         self.index = Upload(2 * self.num_params, torch.int32, device)
         self.factor = Upload(1, torch.float64, device)

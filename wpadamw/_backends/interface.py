@@ -43,14 +43,16 @@ class Gradients(NamedTuple):
 class Rows:
     """The scalars of an operation per parameter, in the memory of the host or of the device.
 
-    A row is ``[*Step, *Look]`` of the bucket's rule. Per parameter ``index`` names the row of the
+    A row is ``[*Step, *Look, ...]`` of the bucket's rule, with as many looks as the bucket says:
+    predictions go by one after the other, and back in the contrary order. Updates take the first.
+    Per parameter ``index`` names the row of the
     operation (for a prediction -1 where it moves nothing), then, in its second row, the row of the
     prediction that the parameter holds, or -1 where it holds its true weights or has a backup.
     Without an index all parameters take row 0, and hold the prediction of row 1 if there is one:
     such rows lie in the memory of the host.
     """
 
-    scalars: Tensor  # float64, [rows, len(Step) + len(Look)]
+    scalars: Tensor  # float64, [rows, len(Step) + num_looks*len(Look)]
     index: Tensor | None = None  # int32, [2, parameters]
 
     def of(self, params: Sequence[int]) -> Rows:
@@ -65,8 +67,9 @@ class LedgerTensors(NamedTuple):
     """Counts and records of n parameters in device memory, and room for rows computed from them."""
 
     steps: Tensor  # float32, [n]
-    predictions: Tensor  # float64, [n, 1 + len(Look)]: a `Kind`, and what re-creates a prediction
+    predictions: Tensor  # float64, [n, 1 + num_looks*len(Look)]: a `Kind`, and what re-creates it
     hyper: Tensor  # float64, [len(Hyper)]
+    shares: Tensor  # float64, [num_looks], see `wpadamw.rules.rule.Settings`
     has_grad: Tensor  # bool, [n]
     rows: Rows  # scalars [2*n, ...]: each parameter's own row, then the row of what it holds
 
@@ -82,6 +85,7 @@ class BucketTensors:
     state_flat: list[Tensor]
     weight: list[Tensor] | None
     state: list[list[Tensor]]  # [kind][parameter]
+    num_looks: int = 1  # of a row of scalars
 
 
 Completed = int | list[int]  # of a bucket's parameters together, or of each

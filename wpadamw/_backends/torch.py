@@ -38,7 +38,7 @@ class _Scalars(NamedTuple):
     """What a parameter does in an operation; nothing where ``is_one`` is a False tensor."""
 
     step: Row
-    look: Row
+    looks: list[Row]
     is_one: Tensor | None  # None: it does
 
 
@@ -60,8 +60,11 @@ class _Column:
         if place >= len(self.table):
             return None
         row = self.table[place].unbind()
-        step, look = self.rule.Step(*row[: self.num_step]), self.rule.Look(*row[self.num_step :])
-        return _Scalars(step, look, None if self.are_rows is None else self.are_rows[i])
+        step, looks = self.rule.Step(*row[: self.num_step]), row[self.num_step :]
+        width = len(self.rule.Look._fields)
+        begins = range(0, len(looks), width) if width else (0,)
+        rows = [self.rule.Look(*looks[begin : begin + width]) for begin in begins]
+        return _Scalars(step, rows, None if self.are_rows is None else self.are_rows[i])
 
 
 def _where(scalars: _Scalars, value: Tensor, other: Tensor) -> Tensor:
@@ -104,11 +107,14 @@ class Kernels:
         for i, grad in self._scaled(grads, factor):
             scalars = of_step.get(i)
             assert scalars is not None
-            step, look, _ = scalars
             weight, state = self.rule.step(
-                self._true_weight(i, of_held), self._state(i), grad, step, look
+                self._true_weight(i, of_held),
+                self._state(i),
+                grad,
+                scalars.step,
+                scalars.looks[0],
             )
-            held = self.rule.predict(weight, state, look) if predict_next else weight
+            held = self._predicted(weight, state, scalars) if predict_next else weight
             self._write_step(i, weight, state, held, is_void)
 
     @torch.no_grad()
@@ -118,7 +124,7 @@ class Kernels:
         for i, param in enumerate(self.bucket.params):
             weight, scalars = self._stored_weight(i), of_prediction.get(i)
             if scalars is not None:
-                predicted = self.rule.predict(weight, self._state(i), scalars.look)
+                predicted = self._predicted(weight, self._state(i), scalars)
                 weight = _where(scalars, predicted, weight)
             self._write(i, [param], [weight])
 
@@ -139,7 +145,7 @@ class Kernels:
             scalars = of_step.get(i)
             assert scalars is not None
             weight, state = self._true_weight(i, of_held), self._state(i)
-            terms_of = self.rule.terms(weight, state, grad, scalars.step, scalars.look)
+            terms_of = self.rule.terms(weight, state, grad, scalars.step, scalars.looks[0])
             for k, terms in enumerate(terms_of):
                 sums[k, i] = total(terms)
         return sums
@@ -185,6 +191,11 @@ class Kernels:
     def _state(self, i: int) -> State:
         return tuple(views[i] for views in self.bucket.state)
 
+    def _predicted(self, weight: Tensor, state: State, scalars: _Scalars) -> Tensor:
+        for look in scalars.looks:
+            weight = self.rule.predict(weight, state, look)
+        return weight
+
     def _stored_weight(self, i: int) -> Tensor:
         return self.bucket.params[i] if self.bucket.weight is None else self.bucket.weight[i]
 
@@ -193,4 +204,7 @@ class Kernels:
         held = None if self.bucket.weight is not None else of_held.get(i)
         if held is None or not self.rule.can_recover():  # what it holds will do
             return stored
-        return _where(held, self.rule.recover(stored, self._state(i), held.look), stored)
+        recovered = stored
+        for look in reversed(held.looks):
+            recovered = self.rule.recover(recovered, self._state(i), look)
+        return _where(held, recovered, stored)

@@ -36,10 +36,14 @@ def _rows(row: Row, counts: Tensor) -> Tensor:
 
 
 def _scalars(rule: Rule, ledger: LedgerTensors, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """``Step`` and ``Look`` of each parameter."""
+    """``Step`` of each parameter, and its looks."""
     hyper = rule.Hyper(*ledger.hyper)
-    step, look = rule.scalars(hyper, counts, power, sqrt)
-    return _rows(step, counts), _rows(look, counts)
+    rows = [
+        rule.scalars(hyper, counts, counts.new_tensor(ahead), share, power, sqrt)
+        for ahead, share in enumerate(ledger.shares)
+    ]
+    looks = torch.cat([_rows(look, counts) for _, look in rows], dim=1)
+    return _rows(rows[0][0], counts), looks
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from wpadamw.rules.rule import Group, Rule, State, sqrt
+from wpadamw.rules.rule import Group, Rule, State, shares, sqrt
 
 
 class AdamW(Rule):
@@ -26,7 +26,6 @@ class AdamW(Rule):
         beta2: float
         eps: float
         weight_decay: float
-        prediction_steps: float
         predicted_decay: float  # weight_decay, or 0 where predictions leave the decay out
 
     class Step(NamedTuple):
@@ -43,8 +42,10 @@ class AdamW(Rule):
 
         inv_sqrt_bc2: float  # 1 / sqrt(1 - beta2^k)
         eps: float
-        predict_decay: float  # 1 - s*lr*predicted_decay
-        predict_size: float  # s*lr / (1 - beta1^k)
+        predict_decay: float  # 1 - share*lr*predicted_decay
+        predict_size: float  # share*lr*beta1^ahead / (1 - beta1^k)
+
+    still = Look(0.0, 1.0, 1.0, 0.0)
 
     def hyper(self, group: Group, lr: float | Tensor) -> Hyper:
         """The hyper-parameters of a group."""
@@ -56,7 +57,6 @@ class AdamW(Rule):
             float(beta2),
             float(group["eps"]),
             weight_decay,
-            float(group["prediction_steps"]),
             weight_decay if group["predict_decay"] else 0.0,
         )
 
@@ -64,21 +64,23 @@ class AdamW(Rule):
         self,
         hyper: Hyper,
         count: Any,
+        ahead: Any = 0,
+        share: Any = 1.0,
         power: Callable[[Any, Any], Any] = operator.pow,
         sqrt: Callable[[Any], Any] = math.sqrt,
     ) -> tuple[Step, Look]:
-        """The scalars of update number ``count`` and of the prediction from it."""
-        lr, beta1, beta2, eps, weight_decay, prediction_steps, predicted_decay = hyper
-        bias_correction1 = 1.0 - power(beta1, count)
+        """The scalars of update ``k = count + ahead`` and of a share of it, predicted."""
+        lr, beta1, beta2, eps, weight_decay, predicted_decay = hyper
+        bias_correction1 = 1.0 - power(beta1, count + ahead)
         # By position: twice as fast as by name.
         step = self.Step(
             1.0 - beta1, beta2, 1.0 - beta2, 1.0 - lr * weight_decay, lr / bias_correction1
         )
         look = self.Look(
-            1.0 / sqrt(1.0 - power(beta2, count)),
+            1.0 / sqrt(1.0 - power(beta2, count + ahead)),
             eps,
-            1.0 - prediction_steps * lr * predicted_decay,
-            prediction_steps * lr / bias_correction1,
+            1.0 - share * lr * predicted_decay,
+            share * lr * power(beta1, ahead) / bias_correction1,
         )
         return step, look
 
@@ -110,7 +112,9 @@ class AdamW(Rule):
 
     def why_not_recoverable(self, group: Group, lr: float) -> str | None:
         """The decay of a prediction must not reach the whole weight."""
-        s, weight_decay = group["prediction_steps"], group["weight_decay"]
-        if not group["predict_decay"] or s * lr * weight_decay < 1.0:
+        share, weight_decay = max(shares(group)), group["weight_decay"]
+        if not group["predict_decay"] or share * lr * weight_decay < 1.0:
             return None
-        return f"needs prediction_steps * lr * weight_decay < 1, got {s} * {lr} * {weight_decay}"
+        return (
+            f"needs prediction_steps * lr * weight_decay < 1, got {share} * {lr} * {weight_decay}"
+        )

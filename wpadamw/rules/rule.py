@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,30 @@ State = tuple[Tensor, ...]
 # A row of scalars: a named tuple of the rule's own, of numbers or of tensors of one element.
 Row = Any
 Group = dict[str, Any]
+
+
+class Settings(NamedTuple):
+    """What the scalars of updates and of predictions from them are computed from.
+
+    A prediction goes by a share of the last update and of each one that would follow it without
+    gradients: as far as its momentum carries the weights. ``shares`` begin with the last update.
+    """
+
+    hyper: Row
+    shares: tuple[float, ...]
+
+
+def shares(group: Group) -> tuple[float, ...]:
+    """How far the predictions of a group go, see `Settings`."""
+    steps = float(group["prediction_steps"])
+    if group["prediction"] == "linear":
+        return (steps,)
+    return (0.0, *(min(1.0, steps - past) for past in range(num_looks(group) - 1)))
+
+
+def num_looks(group: Group) -> int:
+    """How many shares they have."""
+    return 1 if group["prediction"] == "linear" else 1 + max(1, math.ceil(group["prediction_steps"]))
 
 
 class Rule:
@@ -30,6 +55,7 @@ class Rule:
         Hyper: named tuple of the hyper-parameters that its scalars are computed from.
         Step: named tuple of the scalars that an update needs.
         Look: named tuple of the scalars that prediction and recovery need.
+        still: the ``Look`` of a prediction that moves nothing.
     """
 
     name: ClassVar[str]
@@ -39,23 +65,45 @@ class Rule:
     Hyper: ClassVar[Any]
     Step: ClassVar[Any]
     Look: ClassVar[Any]
+    still: ClassVar[Any]
 
     def hyper(self, group: Group, lr: float | Tensor) -> Row:
         """The hyper-parameters of a group, with its lr as a number, or as a tensor."""
         raise NotImplementedError
 
+    def settings(self, group: Group, lr: float | Tensor) -> Settings:
+        """The same, and how far its predictions go."""
+        return Settings(self.hyper(group, lr), shares(group))
+
     def scalars(
         self,
         hyper: Row,
         count: Any,
+        ahead: Any = 0,
+        share: Any = 1.0,
         power: Callable[[Any, Any], Any] = operator.pow,
         sqrt: Callable[[Any], Any] = math.sqrt,
     ) -> tuple[Row, Row]:
-        """``Step`` of update number ``count`` and ``Look`` of the prediction from it, in float64.
+        """``Step`` of update number ``count`` and ``Look`` of a prediction, in float64.
 
-        With a ``power`` and a ``sqrt`` of tensors the numbers may be tensors.
+        The prediction goes by a share of that update or, ``ahead`` of it, by a share of the update
+        that would follow after so many without gradients. With a ``power`` and a ``sqrt`` of
+        tensors the numbers may be tensors.
         """
         raise NotImplementedError
+
+    def row(self, settings: Settings, count: int, num_looks: int) -> tuple[Row, tuple[float, ...]]:
+        """``Step`` of update number ``count``, and the looks of the prediction from it in a row."""
+        hyper, shares = settings
+        step, look = self.scalars(hyper, count, 0, shares[0])
+        if num_looks == 1:
+            return step, look
+        shares = shares + (0.0,) * (num_looks - len(shares))
+        return step, (*look, *itertools.chain(*self._looks_ahead(hyper, count, shares)))
+
+    def _looks_ahead(self, hyper: Row, count: int, shares: tuple[float, ...]) -> Iterator[Row]:
+        for ahead, share in enumerate(shares[1:], start=1):
+            yield self.scalars(hyper, count, ahead, share)[1]
 
     def step(
         self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
@@ -86,9 +134,9 @@ class Rule:
         """What `recover` lacks to solve the predictions of a group, or None if it can."""
         return None
 
-    def row_width(self) -> int:
-        """Numbers of a row ``[*Step, *Look]``."""
-        return len(self.Step._fields) + len(self.Look._fields)
+    def row_width(self, num_looks: int = 1) -> int:
+        """Numbers of a row ``[*Step, *Look, ...]``."""
+        return len(self.Step._fields) + num_looks * len(self.Look._fields)
 
     def can_recover(self) -> bool:
         """Whether predictions can be solved for the true weights at all."""

@@ -27,7 +27,6 @@ class SGD(Rule):
         dampening: float
         weight_decay: float
         nesterov: float  # 1 or 0
-        prediction_steps: float
 
     class Step(NamedTuple):
         """What an update needs."""
@@ -42,7 +41,9 @@ class SGD(Rule):
     class Look(NamedTuple):
         """What predictions need."""
 
-        predict_size: float  # s*lr
+        predict_size: float  # share*lr*momentum^ahead
+
+    still = Look(0.0)
 
     def hyper(self, group: Group, lr: float | Tensor) -> Hyper:
         """The hyper-parameters of a group."""
@@ -52,18 +53,19 @@ class SGD(Rule):
             float(group["dampening"]),
             float(group["weight_decay"]),
             float(group["nesterov"]),
-            float(group["prediction_steps"]),
         )
 
     def scalars(
         self,
         hyper: Hyper,
         count: Any,
+        ahead: Any = 0,
+        share: Any = 1.0,
         power: Callable[[Any, Any], Any] = operator.pow,
         sqrt: Callable[[Any], Any] = math.sqrt,
     ) -> tuple[Step, Look]:
-        """The scalars of update number ``count`` and of the prediction from it."""
-        lr, momentum, dampening, weight_decay, nesterov, prediction_steps = hyper
+        """The scalars of update number ``count`` and of a share of a later one, predicted."""
+        lr, momentum, dampening, weight_decay, nesterov = hyper
         # 1 without momentum and in the first update, else 0: 0^0 = 1.
         is_plain = power((momentum == 0.0) * 1.0, count - 1)
         step = self.Step(
@@ -74,7 +76,7 @@ class SGD(Rule):
             1.0 - nesterov + nesterov * momentum,
             lr,
         )
-        return step, self.Look(prediction_steps * lr)
+        return step, self.Look(share * lr * power(momentum, ahead))
 
     def step(
         self, weight: Tensor, state: State, grad: Tensor, step: Step, look: Look

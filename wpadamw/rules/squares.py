@@ -22,6 +22,7 @@ class Squares(Rule):
     name = "squares"
     state_names = ()
     Hyper = Step = Look = _NoScalars
+    still = _NoScalars()
     num_terms = 1
     scope = "group"
 
@@ -29,6 +30,8 @@ class Squares(Rule):
         self,
         hyper: Row,
         count: Any,
+        ahead: Any = 0,
+        share: Any = 1.0,
         power: Callable[[Any, Any], Any] = operator.pow,
         sqrt: Callable[[Any], Any] = math.sqrt,
     ) -> tuple[Row, Row]:
