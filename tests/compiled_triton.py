@@ -176,7 +176,8 @@ def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], A
         return lambda: kernels._launch(operation, grad, rows, factor, flag)
     predictions = torch.zeros(1, 1 + num_look, dtype=torch.float64)
     hyper = torch.zeros(len(rule.Hyper._fields), dtype=torch.float64)
-    ledger = LedgerTensors(torch.zeros(1), predictions, hyper, torch.zeros(1).bool(), rows)
+    shares, has_grad = torch.ones(1, dtype=torch.float64), torch.zeros(1).bool()
+    ledger = LedgerTensors(torch.zeros(1), predictions, hyper, shares, has_grad, rows)
     return lambda: kernels.advance(ledger, operation, flag)
 
 

@@ -159,6 +159,7 @@ BAD_CUDA = {
         ("steps", 0, "steps must be the address of at least 12 bytes, got 0"),
         ("predictions", 0, "predictions must be the address of at least 120 bytes, got 0"),
         ("hyper", 4100, "hyper must be a multiple of 8, got 4100"),
+        ("shares", 4100, "shares must be a multiple of 8, got 4100"),
         ("has_grad", 0, "has_grad must be the address of at least 3 bytes, got 0"),
         ("scalars", 0, "scalars must be the address of at least 432 bytes, got 0"),
         ("index", 2**64 - 4, "index must be the address of at least 24 bytes"),

@@ -12,7 +12,7 @@ FLAT_NUMEL = 104
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # Of adamw: 1 - beta1, beta2, 1 - beta2, decay, step_size; inv_sqrt_bc2, eps, and the prediction.
 ROW = [0.1, 0.9, 0.1, 0.9, 0.01, 1.0, 1e-8, 0.9, 0.01]
-ROW_BYTES, RECORD_BYTES, HYPER_BYTES = 8 * 9, 8 * 5, 8 * 7
+ROW_BYTES, RECORD_BYTES, HYPER_BYTES = 8 * 9, 8 * 5, 8 * 6
 
 
 class Memory:
@@ -142,6 +142,7 @@ class CudaCalls(Calls):
             "steps": numbers("steps", n * 4),
             "predictions": numbers("predictions", n * RECORD_BYTES),
             "hyper": numbers("hyper", HYPER_BYTES),
+            "shares": numbers("shares", 8),
             "has_grad": add("has_grad", b"\1" * n),
             "scalars": numbers("rows of the ledger", 2 * n * ROW_BYTES),
             "index": add("index of the ledger", bytes(2 * n * 4)),

@@ -52,6 +52,8 @@ OPTIONS = {
     "no-lookahead": {"prediction_steps": 0.0},
     "far-lookahead": {"prediction_steps": 2.5, "weight_decay": 0.3},
     "far-lookahead-no-backup": {"prediction_steps": 2.5, "weight_decay": 0.3, "backup": False},
+    "rollout": {"prediction": "rollout", "prediction_steps": 2.5, "weight_decay": 0.3},
+    "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 2.5, "backup": False},
     "predict-apart": {"predict_in_step": False},
 }
 INSTRUCTION_SET_OPTIONS = {
@@ -168,6 +170,7 @@ class RandomUse:
             "lr": self.dice.choice([0.0, 1e-3, 0.1]),
             "betas": self.dice.choice([(0.9, 0.999), (0.0, 0.9), (0.5, 0.0)]),
             "prediction_steps": self.dice.choice([0.0, 1.0, 2.5]),
+            "prediction": self.dice.choice(["linear", "rollout"]),
             "predict_decay": self.dice.random() < 0.5,
             "predict_in_step": self.dice.random() < 0.7,
         }

@@ -25,6 +25,7 @@ from rule_table import RULES
 from wpadamw import WPAdamW, _backends, layout
 from wpadamw.device_ledger import DeviceLedger
 from wpadamw.ledger import Ledger
+from wpadamw.rules.rule import Settings
 from wpadamw.scaling import Scaling
 
 NUMELS = [5, 64, 0, 3000]
@@ -35,6 +36,8 @@ OPTIONS = {
     "amsgrad-no-backup": {"amsgrad": True, "backup": False},
     "maximize": {"maximize": True},
     "undecayed-prediction": {"predict_decay": False, "weight_decay": 0.3},
+    "rollout": {"prediction": "rollout", "prediction_steps": 2.5, "weight_decay": 0.3},
+    "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 2.5, "backup": False},
     "predict-apart": {"predict_in_step": False},
     "predict-apart-no-backup": {"predict_in_step": False, "backup": False},
 }
@@ -356,18 +359,19 @@ def test_factors_are_the_same_numbers_on_host_and_device(waits, monkeypatch):
 @pytest.mark.parametrize("case", RULES.values(), ids=RULES)
 def test_scalars_rounded_to_float32_are_those_of_the_host(backend, case):
     num_counts, rule = 5000, case.rule()
-    hyper = case.hyper(lr=1e-3, prediction_steps=1.5)
-    looks = [rule.scalars(hyper, k)[1] for k in range(1, num_counts)]
+    counts = range(1, num_counts + 1)
+    settings = Settings(case.hyper(lr=1e-3), (1.5,))
+    looks = [rule.row(settings, k, 1)[1] for k in range(1, num_counts)]
     records = [(0.0, *[0.0] * len(rule.Look._fields)), *((1.0, *look) for look in looks)]
-    host = Ledger(rule, [{"step": k, "prediction": row} for k, row in enumerate(records)])
+    host = Ledger(rule, [{"step": k, "prediction": row} for k, row in enumerate(records)], 1)
     kernels = {"torch": _backends.torch, "cuda": _backends.cuda}[backend].Kernels(
         bucket_of(torch.zeros(1), torch.zeros(1), rule)
     )
     device = DeviceLedger(host, torch.device("cpu"), kernels)
 
-    rows = device.begin_step(hyper, None, [True] * num_counts, True)
+    rows = device.begin_step(settings, None, [True] * num_counts, True)
 
-    own = [(*step, *look) for step, look in (rule.scalars(hyper, k + 1) for k in range(num_counts))]
+    own = [(*step, *look) for step, look in (rule.row(settings, k, 1) for k in counts)]
     assert_same_bits("own", rows.scalars[:num_counts].float(), torch.tensor(own).float())
     held = rows.scalars[num_counts + 1 :, len(rule.Step._fields) :]
     assert torch.equal(held, torch.tensor(looks, dtype=torch.float64))

@@ -42,6 +42,8 @@ OPTIONS = {
     "maximize": {"maximize": True},
     "far-lookahead": {"prediction_steps": 2.5, "weight_decay": 0.3},
     "far-lookahead-no-backup": {"prediction_steps": 2.5, "weight_decay": 0.3, "backup": False},
+    "rollout": {"prediction": "rollout", "prediction_steps": 2.5, "weight_decay": 0.3},
+    "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 2.5, "backup": False},
     "undecayed-prediction": {"predict_decay": False, "weight_decay": 0.3},
     "predict-apart": {"predict_in_step": False},
 }

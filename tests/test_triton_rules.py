@@ -25,7 +25,7 @@ from wpadamw._backends.interface import (
     Operation,
     Rows,
 )
-from wpadamw.rules.rule import Rule
+from wpadamw.rules.rule import Rule, Settings
 from wpadamw.rules.squares import Squares
 from wpadamw.rules.summing import in_order
 
@@ -39,8 +39,8 @@ pytestmark = [
 
 CASES = {case.rule.name: case for case in rule_table.RULES.values()}
 HYPER = {
-    **{name: case.hyper(lr=0.01, prediction_steps=1.5) for name, case in CASES.items()},
-    "blend": (0.9, 0.02),
+    **{name: case.hyper(lr=0.01) for name, case in CASES.items()},
+    "blend": (0.02, 0.9),
     "squares": (),
 }
 RULES = {name: case.rule() for name, case in CASES.items()}
@@ -48,6 +48,8 @@ RULES |= {"blend": Blend(), "squares": Squares()}
 UPDATING = [rule for rule in RULES.values() if rule.state_names]
 SUMMING = [rule for rule in RULES.values() if rule.num_terms]
 COUNTS = (1, 2, 50)
+# How far predictions go, by the number of looks.
+SHARES = {1: (1.5,), 3: (0.0, 1.0, 0.5)}
 
 # Around a chunk, and several of them with a rest.
 NUMELS = (3, 2048, 0, 2049, 5000, 64)
@@ -82,7 +84,7 @@ def backend():
 # Buckets.
 
 
-def random_bucket(rule, dtype, has_backup, numels=NUMELS):
+def random_bucket(rule, dtype, has_backup, numels=NUMELS, num_looks=1):
     generator = torch.Generator().manual_seed(1)
     offsets = [0]
     for numel in numels:
@@ -106,6 +108,7 @@ def random_bucket(rule, dtype, has_backup, numels=NUMELS):
         state_flat=state_flat,
         weight=None if weight_flat is None else views(weight_flat),
         state=[views(buffer) for buffer in state_flat],
+        num_looks=num_looks,
     )
 
 
@@ -118,10 +121,9 @@ def random_gradients(dtype, numels=NUMELS):
     return Gradients(dtype, tensors, addresses, has_grad)
 
 
-def rows_of(rule, index):
-    rows = [()] * len(COUNTS)
-    if rule.Hyper._fields:
-        rows = [rule.scalars(rule.Hyper(*HYPER[rule.name]), count) for count in COUNTS]
+def rows_of(rule, index, num_looks=1):
+    settings = Settings(rule.Hyper(*HYPER[rule.name]), SHARES[num_looks])
+    rows = [rule.row(settings, count, num_looks) for count in COUNTS]
     table = [[number for row in pair for number in row] for pair in rows]
     index = torch.tensor(index, dtype=torch.int32)
     return Rows(torch.tensor(table, dtype=torch.float64), index)
@@ -153,14 +155,15 @@ def rules_and_kinds():
 
 
 @pytest.mark.parametrize("rule, dtype, grad_dtype, has_backup", rules_and_kinds())
+@pytest.mark.parametrize("num_looks", SHARES)
 @pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
 def test_operations_equal_the_specification(
-    backend, operation, rule, dtype, grad_dtype, has_backup
+    backend, operation, num_looks, rule, dtype, grad_dtype, has_backup
 ):
     moved = -1 if operation is Operation.predict else 1
     index = [[0, 1, 2, 0, moved, 2], [-1] * 6 if has_backup else [1, 2, 0, -1, 2, -1]]
-    buckets = [random_bucket(rule, dtype, has_backup) for _ in range(2)]
-    grads, rows = random_gradients(grad_dtype), rows_of(rule, index)
+    buckets = [random_bucket(rule, dtype, has_backup, NUMELS, num_looks) for _ in range(2)]
+    grads, rows = random_gradients(grad_dtype), rows_of(rule, index, num_looks)
     for kernels, bucket in zip((backend, specification), buckets, strict=True):
         run(kernels.Kernels(bucket), operation, grads, rows)
     for got, want in zip(*map(tensors_of, buckets), strict=True):
@@ -201,9 +204,9 @@ def test_totals_equal_the_specification(backend, count):
 # Counts and records.
 
 
-def random_ledger(rule, hyper):
+def random_ledger(rule, hyper, shares):
     """Of 300 parameters: more than two blocks. Some have no count, some no or a null prediction."""
-    num_params, num_look = 300, len(rule.Look._fields)
+    num_params, num_look = 300, len(shares) * len(rule.Look._fields)
     generator = torch.Generator().manual_seed(1)
     counts = torch.randint(0, 100, (num_params,), generator=generator)
     counts[::7], counts[1::50] = 0, 1_000_003
@@ -215,8 +218,9 @@ def random_ledger(rule, hyper):
     scalars = torch.full((2 * num_params, width), 7.0, dtype=torch.float64)
     index = torch.full((2, num_params), 7, dtype=torch.int32)
     has_grad = torch.rand(num_params, generator=generator) < 0.7
-    hyper = torch.tensor(hyper, dtype=torch.float64)
-    return LedgerTensors(counts.float(), predictions, hyper, has_grad, Rows(scalars, index))
+    hyper, shares = (torch.tensor(numbers, dtype=torch.float64) for numbers in (hyper, shares))
+    rows = Rows(scalars, index)
+    return LedgerTensors(counts.float(), predictions, hyper, shares, has_grad, rows)
 
 
 def used_rows(ledger, num_step, is_step):
@@ -226,19 +230,26 @@ def used_rows(ledger, num_step, is_step):
     return rows, scalars[held[held >= 0], num_step:]
 
 
-@pytest.mark.parametrize("found_inf", [None, 0.0, 1.0])
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("found_inf, num_looks", [(None, 1), (None, 3), (0.0, 3), (1.0, 1)])
 @pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
 @each_rule
-def test_advance_equals_the_specification(rule, operation, momentum, found_inf):
-    hyper = list(HYPER[rule.name])
-    if rule.name == "sgd":
-        hyper[1] = momentum
-    got, want = random_ledger(rule, hyper), random_ledger(rule, hyper)
+def test_advance_equals_the_specification(rule, operation, found_inf, num_looks):
+    check_advance(rule, operation, found_inf, num_looks, HYPER[rule.name])
+
+
+@pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
+def test_advance_without_momentum_equals_the_specification(operation):
+    hyper = HYPER["sgd"]._replace(momentum=0.0)
+    check_advance(RULES["sgd"], operation, None, 3, hyper)
+
+
+def check_advance(rule, operation, found_inf, num_looks, hyper):
+    got, want = (random_ledger(rule, hyper, SHARES[num_looks]) for _ in range(2))
     flag = None if found_inf is None else torch.tensor(found_inf)
-    triton.Kernels(random_bucket(rule, torch.float32, True, [3])).advance(got, operation, flag)
+    bucket = random_bucket(rule, torch.float32, True, [3], num_looks)
+    triton.Kernels(bucket).advance(got, operation, flag)
     torch_ledger.advance(rule, want, operation, flag, torch.zeros((), dtype=torch.int64))
-    for name in ("steps", "predictions", "hyper", "has_grad"):
+    for name in ("steps", "predictions", "hyper", "shares", "has_grad"):
         assert_same_bits(name, getattr(got, name), getattr(want, name))
     assert_same_bits("index", got.rows.index, want.rows.index)
     if operation is not Operation.restore:

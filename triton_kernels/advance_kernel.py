@@ -27,18 +27,12 @@ def zeros_for(count, NUM_LOOK: tl.constexpr):
     return zeros
 
 
-@triton.jit
-def store_record(record, kind, look, mask, NUM_LOOK: tl.constexpr):
-    """Write a kind, and after it what re-creates the prediction."""
-    tl.store(record, kind, mask)
-    store_row(record + 1, look, mask, NUM_LOOK)
-
-
 @triton.jit(do_not_specialize=["num_tensors"])
 def advance_kernel(
     steps,
     predictions,
     hyper,
+    shares,
     has_grad,
     scalars,
     index,
@@ -48,6 +42,7 @@ def advance_kernel(
     NUM_HYPER: tl.constexpr,
     NUM_STEP: tl.constexpr,
     NUM_LOOK: tl.constexpr,
+    NUM_LOOKS: tl.constexpr,
     UPDATE: tl.constexpr,
     PREDICT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -56,35 +51,44 @@ def advance_kernel(
 
     SCALARS is the rule's function.
     """
-    WIDTH: tl.constexpr = NUM_STEP + NUM_LOOK
+    LOOKS: tl.constexpr = NUM_LOOKS * NUM_LOOK
+    WIDTH: tl.constexpr = NUM_STEP + LOOKS
     i = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask, last = i < num_tensors, i + num_tensors
-    record, row = predictions + i * (1 + NUM_LOOK), scalars + i * WIDTH
+    record, row = predictions + i * (1 + LOOKS), scalars + i * WIDTH
+    looks, last_looks = row + NUM_STEP, scalars + last * WIDTH + NUM_STEP
     count = tl.load(steps + i, mask).to(tl.int64)
-    kind, held = tl.load(record, mask), load_row(record + 1, mask, NUM_LOOK, tl.float64)
-    zeros = zeros_for(count, NUM_LOOK)
+    kind = tl.load(record, mask)
 
     # What parameters hold before the operation.
-    store_row(scalars + last * WIDTH + NUM_STEP, held, mask, NUM_LOOK)
     tl.store(index + last, tl.where(kind == MADE, last, -1).to(tl.int32), mask)
-    moves = mask
+    where, is_first = mask & (kind == NONE), count == 0
     if UPDATE:
         count += 1
-        step, look = SCALARS(load_row(hyper, None, NUM_HYPER, tl.float64), count)
-        store_row(row, step, mask, NUM_STEP)
-        store_row(row + NUM_STEP, look, mask, NUM_LOOK)
         where = mask & (tl.load(has_grad + i, mask) != 0)
         if found_inf is not None:
             where &= tl.load(found_inf + 0 * i) == 0
         tl.store(steps + i, count.to(tl.float32), where)
-        kind = tl.full(count.shape, MADE if PREDICT else NONE, tl.float64)
-        store_record(record, kind, look if PREDICT else zeros, where, NUM_LOOK)
+    for k in range(NUM_LOOKS):
+        held = load_row(record + 1 + k * NUM_LOOK, mask, NUM_LOOK, tl.float64)
+        store_row(last_looks + k * NUM_LOOK, held, mask, NUM_LOOK)
+        if UPDATE or PREDICT:
+            numbers = load_row(hyper, None, NUM_HYPER, tl.float64)
+            step, look = SCALARS(numbers, count, 0 * count + k, tl.load(shares + k))
+            zeros = zeros_for(count, NUM_LOOK)
+            if UPDATE:
+                store_row(row, step, mask & (k == 0), NUM_STEP)
+                made = look if PREDICT else zeros
+            else:
+                made = choose(is_first, zeros, look, NUM_LOOK)
+                look = choose(where, made, held, NUM_LOOK)
+            store_row(looks + k * NUM_LOOK, look, mask, NUM_LOOK)
+            store_row(record + 1 + k * NUM_LOOK, made, where, NUM_LOOK)
+    moves = mask
+    if UPDATE:
+        tl.store(record, tl.full(count.shape, MADE if PREDICT else NONE, tl.float64), where)
     elif PREDICT:
-        step, look = SCALARS(load_row(hyper, None, NUM_HYPER, tl.float64), count)
-        is_new, is_first = kind == NONE, count == 0
-        look = choose(is_new, choose(is_first, zeros, look, NUM_LOOK), held, NUM_LOOK)
-        kind = tl.where(is_new, tl.where(is_first, NULL, MADE), kind)
-        store_row(row + NUM_STEP, look, mask, NUM_LOOK)
-        store_record(record, kind, look, mask & is_new, NUM_LOOK)
+        kind = tl.where(where, tl.where(is_first, NULL, MADE), kind)
+        tl.store(record, kind, where)
         moves = kind == MADE
     tl.store(index + i, tl.where(moves, i, -1).to(tl.int32), mask)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from wpadamw.triton_kernels.chunk import load_chunk
+from wpadamw.triton_kernels.looks import predict_by, recover_by
 from wpadamw.triton_kernels.tuples import (
     load_each,
     load_row,
@@ -38,6 +39,7 @@ def run_block(
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
     NUM_LOOK: tl.constexpr,
+    NUM_LOOKS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
@@ -69,8 +71,17 @@ def run_block(
     state = load_each(states, mask, NUM_STATES)
 
     if RECOVER is not None:
-        last_look = load_row(last_row + NUM_STEP, holds_prediction, NUM_LOOK, STATE_DTYPE)
-        w = tl.where(holds_prediction, RECOVER(w, state, last_look), w)
+        recovered = recover_by(
+            last_row + NUM_STEP,
+            holds_prediction,
+            w,
+            state,
+            RECOVER,
+            NUM_LOOK,
+            NUM_LOOKS,
+            STATE_DTYPE,
+        )
+        w = tl.where(holds_prediction, recovered, w)
     if STEP is not None or PREDICT is not None:
         look = load_row(row + NUM_STEP, moves, NUM_LOOK, STATE_DTYPE)
     if STEP is not None:
@@ -81,7 +92,9 @@ def run_block(
         if weight is not None:
             tl.store(weight, w, mask)
     if PREDICT is not None:
-        predicted = PREDICT(w, state, look)
+        predicted = predict_by(
+            row + NUM_STEP, moves, w, state, look, PREDICT, NUM_LOOK, NUM_LOOKS, STATE_DTYPE
+        )
         w = predicted if STEP is not None else tl.where(moves, predicted, w)
     tl.store(param, w.to(PARAM_DTYPE), mask)
 
@@ -103,6 +116,7 @@ def bucket_kernel(
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
     NUM_LOOK: tl.constexpr,
+    NUM_LOOKS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
@@ -132,8 +146,8 @@ def bucket_kernel(
             return
     place = tl.load(index + tensor).to(tl.int64)
     last_place = tl.load(index + num_tensors + tensor).to(tl.int64)
-    row = scalars + place * (NUM_STEP + NUM_LOOK)
-    last_row = scalars + last_place * (NUM_STEP + NUM_LOOK)
+    row = scalars + place * (NUM_STEP + NUM_LOOKS * NUM_LOOK)
+    last_row = scalars + last_place * (NUM_STEP + NUM_LOOKS * NUM_LOOK)
 
     # A chunk begins at a multiple of these bytes where its tensor does.
     is_aligned = (param % PARAM_ALIGNMENT == 0) & (grad % GRAD_ALIGNMENT == 0)
@@ -158,6 +172,7 @@ def bucket_kernel(
             NUM_STATES,
             NUM_STEP,
             NUM_LOOK,
+            NUM_LOOKS,
             PARAM_DTYPE,
             GRAD_DTYPE,
             STATE_DTYPE,
@@ -190,6 +205,7 @@ def bucket_kernel(
                 NUM_STATES,
                 NUM_STEP,
                 NUM_LOOK,
+                NUM_LOOKS,
                 PARAM_DTYPE,
                 GRAD_DTYPE,
                 STATE_DTYPE,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from wpadamw.triton_kernels.chunk import load_chunk
+from wpadamw.triton_kernels.looks import recover_by
 from wpadamw.triton_kernels.tuples import load_each, load_row, pointers_to_each
 
 NUM_WARPS = 4  # the fewer there are, the fewer sums cross them
@@ -37,12 +38,14 @@ def block_terms(
     factor,
     step,
     look,
-    last_look,
+    last_looks,
     holds_prediction,
     TERMS: tl.constexpr,
     RECOVER: tl.constexpr,
     NUM_TERMS: tl.constexpr,
     NUM_STATES: tl.constexpr,
+    NUM_LOOK: tl.constexpr,
+    NUM_LOOKS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
@@ -68,7 +71,10 @@ def block_terms(
     g = tl.load(grad, mask).to(STATE_DTYPE)
     state = load_each(states, mask, NUM_STATES)
     if RECOVER is not None:
-        w = tl.where(holds_prediction, RECOVER(w, state, last_look), w)
+        recovered = recover_by(
+            last_looks, holds_prediction, w, state, RECOVER, NUM_LOOK, NUM_LOOKS, STATE_DTYPE
+        )
+        w = tl.where(holds_prediction, recovered, w)
     terms = TERMS(w, state, g * factor, step, look)
     present = ()
     for k in tl.static_range(NUM_TERMS):
@@ -94,6 +100,7 @@ def chunk_sums_kernel(
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
     NUM_LOOK: tl.constexpr,
+    NUM_LOOKS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
@@ -111,15 +118,11 @@ def chunk_sums_kernel(
     grad = tl.load(grads + tensor)
     if grad == 0:
         return
-    row = scalars + tl.load(index + tensor).to(tl.int64) * (NUM_STEP + NUM_LOOK)
+    row = scalars + tl.load(index + tensor).to(tl.int64) * (NUM_STEP + NUM_LOOKS * NUM_LOOK)
     step = load_row(row, None, NUM_STEP, STATE_DTYPE)
     look = load_row(row + NUM_STEP, None, NUM_LOOK, STATE_DTYPE)
-    last_look, holds_prediction = (), False
-    if RECOVER is not None:
-        last = tl.load(index + num_tensors + tensor).to(tl.int64)
-        holds_prediction = last >= 0
-        held = scalars + last * (NUM_STEP + NUM_LOOK) + NUM_STEP
-        last_look = load_row(held, holds_prediction, NUM_LOOK, STATE_DTYPE)
+    last = tl.load(index + num_tensors + tensor).to(tl.int64)
+    last_looks = scalars + last * (NUM_STEP + NUM_LOOKS * NUM_LOOK) + NUM_STEP
     size = tl.load(factor).to(STATE_DTYPE)
 
     sums += tl.program_id(0).to(tl.int64)
@@ -137,12 +140,14 @@ def chunk_sums_kernel(
             size,
             step,
             look,
-            last_look,
-            holds_prediction,
+            last_looks,
+            last >= 0,
             TERMS,
             RECOVER,
             NUM_TERMS,
             NUM_STATES,
+            NUM_LOOK,
+            NUM_LOOKS,
             PARAM_DTYPE,
             GRAD_DTYPE,
             STATE_DTYPE,
@@ -164,12 +169,14 @@ def chunk_sums_kernel(
             size,
             step,
             look,
-            last_look,
-            holds_prediction,
+            last_looks,
+            last >= 0,
             TERMS,
             RECOVER,
             NUM_TERMS,
             NUM_STATES,
+            NUM_LOOK,
+            NUM_LOOKS,
             PARAM_DTYPE,
             GRAD_DTYPE,
             STATE_DTYPE,

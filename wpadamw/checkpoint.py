@@ -176,7 +176,7 @@ def _is_empty(entry: Any) -> bool:
 def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be a dict, got {type(entry).__name__}")
-    required = [*rule.state_names, "step"][: None if rule.original_counts else -1]
+    required = [*rule.state_names, "step"][: None if rule.has_time else -1]
     required += ["weight"] if saved_group.get("backup") else []
     required += ["prediction"] if "weights_are" in saved_group else []
     missing = [name for name in required if name not in entry]

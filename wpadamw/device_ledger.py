@@ -102,6 +102,10 @@ class DeviceLedger:
         on_host.record_null(where)
         self.predictions.copy_(on_host.predictions)
 
+    def reset_time(self) -> None:
+        """Sets the counts to 0; records stay."""
+        self.steps.zero_()
+
     def _of_held(self, held: list[bool] | None) -> Rows:
         """The rows without the predictions that parameters do not hold."""
         index = self.rows.index

@@ -196,6 +196,11 @@ class Ledger:
         self.pending = Numbers(self.numbers.counts, records)
         self.commit()
 
+    def reset_time(self) -> None:
+        """Sets the counts to 0; records stay."""
+        self.pending = Numbers([0] * len(self.numbers.counts), self.numbers.records)
+        self.commit()
+
     # Scalars.
 
     def _one_row(
@@ -209,13 +214,13 @@ class Ledger:
         self.pending = done if has_grad is None else done.where(has_grad, self.numbers)
         return self.own_row
 
-    def _distinct_rows(self, settings: Settings, has_grad: list[bool] | None, predict_next: bool) -> Rows:
+    def _distinct_rows(
+        self, settings: Settings, has_grad: list[bool] | None, predict_next: bool
+    ) -> Rows:
         counts = self.numbers.counts
         places = {count: i for i, count in enumerate(dict.fromkeys(counts))}
         rows = [self.rule.row(settings, count + 1, self.num_looks) for count in places]
-        made = [
-            (float(Kind.made), *looks) if predict_next else self.no_record for _, looks in rows
-        ]
+        made = [(float(Kind.made), *looks) if predict_next else self.no_record for _, looks in rows]
         places_of = [places[count] for count in counts]
         done = Numbers([count + 1 for count in counts], [made[place] for place in places_of])
         self.pending = done if has_grad is None else done.where(has_grad, self.numbers)

@@ -70,6 +70,41 @@ class Modes(Saving):
 
     # Groups.
 
+    @disable_dynamo
+    def reset_time(self, group: Group | int | None = None) -> None:
+        """Let bias corrections begin anew: Adam-Rel (Ellis et al. 2024, arXiv 2412.17113).
+
+        For objectives that change at once, as in reinforcement learning. Step counts return to 0,
+        moments stay. What parameters hold stays, too, and so does the way back from it; without an
+        update since then there is nothing to predict from.
+
+        Args:
+            group: one of `param_groups`, or its position there; None: all of them.
+
+        Raises:
+            ValueError: for a group that is none of the optimizer's.
+            RuntimeError: for a rule without bias corrections. Nothing has changed.
+        """
+        chosen = self._chosen(group)
+        for each in chosen:
+            if not (rule := self._rule(each)).has_time:
+                raise RuntimeError(f"reset_time needs bias corrections, got rule {rule.name!r}")
+        self._put_in_order()
+        for each in chosen:
+            for bucket in self._plan(each).buckets:
+                bucket.ledger.reset_time()
+
+    def _chosen(self, group: Group | int | None) -> list[Group]:
+        groups = self.param_groups
+        if group is None:
+            return groups
+        if type(group) is int and group in range(-len(groups), len(groups)):
+            return [groups[group]]
+        found = [own for own in groups if own is group]
+        if not found:
+            raise ValueError(f"group must be one of param_groups or its index, got {group!r:.200}")
+        return found
+
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group; it starts in the optimizer's present mode.
 

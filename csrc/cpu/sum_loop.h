@@ -25,11 +25,14 @@ void sum_chunk(const Task& task, int64_t begin, int64_t n, double* sums) {
   using real_t = typename dtypes::real_t;
   const Tensor<Rule, typename dtypes::param_t, typename dtypes::grad_t> tensor(task);
   alignas(64) real_t values[Rule::kNumTerms][kChunkNumel];
+  const auto* held = tensor.param + begin;
+  alignas(64) real_t undone[kSource == Source::kPrediction ? kChunkNumel : 1];
+  if constexpr (kSource == Source::kPrediction) held = tensor.undo(begin, n, undone);
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
     const int64_t i = begin + j;
     const auto state = tensor.load_state(i);
-    const real_t weight = tensor.template true_weight<kSource>(i, state, tensor.param[i]);
+    const real_t weight = tensor.template true_weight<kSource>(i, state, held[j]);
     const auto terms =
         Rule::terms(weight, state, tensor.gradient(i), tensor.row.step, tensor.row.look);
     for (int t = 0; t < Rule::kNumTerms; ++t) values[t][j] = terms.at[t];

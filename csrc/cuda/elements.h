@@ -185,6 +185,12 @@ struct Elements {
     }
   }
 
+  template <int kN>
+  __device__ void load_undone(int i, Loaded<kN>& loaded) const {
+    load(i, loaded);
+    if (num_looks > 1 && holds_prediction) undo(loaded);
+  }
+
   // Goes on from what the first look has predicted.
   template <int kN>
   __device__ void look_on(const Loaded<kN>& loaded, real_t (&values)[kN]) const {

@@ -33,7 +33,7 @@ struct SumBlock : Elements<Rule, param_t, grad_t, Operation::kStep, kHasBackup> 
 
   __device__ void fill_pack(int i, Terms* terms_of_pack) const {
     Loaded<kWidth> loaded;
-    this->load(i, loaded);
+    this->load_undone(i, loaded);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) terms_of_pack[j] = terms(loaded, j);
   }
@@ -44,7 +44,7 @@ struct SumBlock : Elements<Rule, param_t, grad_t, Operation::kStep, kHasBackup> 
       terms_of_pack[j] = Terms{};
       if (i + j >= this->numel) continue;
       Loaded<1> loaded;
-      this->load(i + j, loaded);
+      this->load_undone(i + j, loaded);
       terms_of_pack[j] = terms(loaded, 0);
     }
   }

@@ -75,6 +75,7 @@ class Kernels(DeviceKernels):
         self.widths = {
             "NUM_STEP": len(bucket.rule.Step._fields),
             "NUM_LOOK": len(bucket.rule.Look._fields),
+            "NUM_LOOKS": bucket.num_looks,
         }
         grad_dtypes = {self.param_dtype, torch.float32}
         self.options = {
@@ -211,6 +212,7 @@ class Kernels(DeviceKernels):
             ledger.steps,
             ledger.predictions,
             ledger.hyper,
+            ledger.shares,
             ledger.has_grad,
             ledger.rows.scalars,
             ledger.rows.index,

@@ -38,7 +38,9 @@ def shares(group: Group) -> tuple[float, ...]:
 
 def num_looks(group: Group) -> int:
     """How many shares they have."""
-    return 1 if group["prediction"] == "linear" else 1 + max(1, math.ceil(group["prediction_steps"]))
+    return (
+        1 if group["prediction"] == "linear" else 1 + max(1, math.ceil(group["prediction_steps"]))
+    )
 
 
 class Rule:
@@ -60,8 +62,9 @@ class Rule:
 
     name: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]
-    # Whether checkpoints of the original optimizer have an entry ``step``.
-    original_counts: ClassVar[bool] = True
+    # Whether it corrects a bias that depends on the count of updates. Checkpoints of the original
+    # optimizer have an entry ``step`` then.
+    has_time: ClassVar[bool] = True
     Hyper: ClassVar[Any]
     Step: ClassVar[Any]
     Look: ClassVar[Any]

@@ -17,7 +17,7 @@ class SGD(Rule):
 
     name = "sgd"
     state_names = ("momentum_buffer",)
-    original_counts = False
+    has_time = False
 
     class Hyper(NamedTuple):
         """The hyper-parameters of a group."""
