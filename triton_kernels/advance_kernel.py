@@ -70,14 +70,16 @@ def advance_kernel(
             where &= tl.load(found_inf + 0 * i) == 0
         tl.store(steps + i, count.to(tl.float32), where)
     for k in range(NUM_LOOKS):
-        held = load_row(record + 1 + k * NUM_LOOK, mask, NUM_LOOK, tl.float64)
-        store_row(last_looks + k * NUM_LOOK, held, mask, NUM_LOOK)
         if UPDATE or PREDICT:
             numbers = load_row(hyper, None, NUM_HYPER, tl.float64)
             step, look = SCALARS(numbers, count, 0 * count + k, tl.load(shares + k))
-            zeros = zeros_for(count, NUM_LOOK)
             if UPDATE:
                 store_row(row, step, mask & (k == 0), NUM_STEP)
+        held = load_row(record + 1 + k * NUM_LOOK, mask, NUM_LOOK, tl.float64)
+        store_row(last_looks + k * NUM_LOOK, held, mask, NUM_LOOK)
+        if UPDATE or PREDICT:
+            zeros = zeros_for(count, NUM_LOOK)
+            if UPDATE:
                 made = look if PREDICT else zeros
             else:
                 made = choose(is_first, zeros, look, NUM_LOOK)

@@ -36,31 +36,33 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     return held;
   }
 
+  // From the load to the store of element i and those after it.
   template <int kN>
-  __device__ void run_elements(Loaded<kN>& loaded) const {
+  __device__ void run_loaded(const Arguments<Rule, real_t>& arguments, int i,
+                             Loaded<kN>& loaded) const {
     real_t held[kN];
-    if (this->num_looks > 1 && this->holds_prediction) this->undo(loaded);
+    this->undo(arguments, loaded);
 #pragma unroll
     for (int j = 0; j < kN; ++j) held[j] = run_element(loaded, j);
+    if constexpr (is_step(kOperation)) store_state(i, loaded);
     if constexpr (predicts(kOperation)) {
-      if (this->num_looks > 1 && moves) this->look_on(loaded, held);
+      if (moves) this->look_on(arguments, loaded, held);
     }
+    Pack<param_t, kN> rounded;
 #pragma unroll
-    for (int j = 0; j < kN; ++j) loaded.param.values[j] = Round<param_t>::from(held[j]);
+    for (int j = 0; j < kN; ++j) rounded.values[j] = Round<param_t>::from(held[j]);
+    rounded.store(this->param + i);
   }
 
   template <int kN>
-  __device__ void store(int i, const Loaded<kN>& loaded) const {
-    loaded.param.store(this->param + i);
-    if constexpr (is_step(kOperation)) {
-      if constexpr (kHasBackup) loaded.weight.store(this->weight + i);
+  __device__ void store_state(int i, const Loaded<kN>& loaded) const {
+    if constexpr (kHasBackup) loaded.weight.store(this->weight + i);
 #pragma unroll
-      for (int k = 0; k < Rule::kNumStates; ++k) loaded.state.at[k].store(this->state.at[k] + i);
-    }
+    for (int k = 0; k < Rule::kNumStates; ++k) loaded.state.at[k].store(this->state.at[k] + i);
   }
 
   // All loads of a thread before its first use of one: they wait for memory together.
-  __device__ void run_packs() const {
+  __device__ void run_packs(const Arguments<Rule, real_t>& arguments) const {
     constexpr int kWidth = Base::kWidth, kPacks = Base::kPacks;
     Loaded<kWidth> loaded[kPacks];
 #pragma unroll
@@ -72,25 +74,23 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     for (int p = 0; p < kPacks; ++p) {
       const int i = (p * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
       if (i + kWidth > this->numel) return;
-      run_elements(loaded[p]);
-      store(i, loaded[p]);
+      run_loaded(arguments, i, loaded[p]);
     }
   }
 
-  __device__ void run_singly(int begin) const {
+  __device__ void run_singly(const Arguments<Rule, real_t>& arguments, int begin) const {
 #pragma unroll 1
     for (int i = begin + static_cast<int>(threadIdx.x); i < this->numel; i += kThreads) {
       Loaded<1> loaded;
       this->load(i, loaded);
-      run_elements(loaded);
-      store(i, loaded);
+      run_loaded(arguments, i, loaded);
     }
   }
 
-  __device__ void run() const {
+  __device__ void run(const Arguments<Rule, real_t>& arguments) const {
     const bool has_packs = this->has_packs();
-    if (has_packs) run_packs();
-    run_singly(has_packs ? this->numel / Base::kWidth * Base::kWidth : 0);
+    if (has_packs) run_packs(arguments);
+    run_singly(arguments, has_packs ? this->numel / Base::kWidth * Base::kWidth : 0);
   }
 };
 
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Rule, typename RealOf<par
     block.moves = !arguments.moves_nothing(chunk.tensor);
     if (!kHasBackup && !block.moves) return;  // it holds its true weights
   }
-  block.run();
+  block.run(arguments);
 }
 
 template <typename Rule, typename dtypes, Operation kOperation, bool kHasBackup>

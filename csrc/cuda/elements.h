@@ -7,6 +7,13 @@
 namespace wpadamw::cuda {
 namespace {
 
+// A number of which the compiler does not know that it is the same everywhere: it would write all
+// that follows twice, for each outcome of a comparison.
+__device__ inline int hidden(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 // What a kernel reads of its bucket and call, in the dtype of the state.
 template <typename Rule, typename real_t>
 struct Arguments {
@@ -107,9 +114,7 @@ struct Elements {
   real_t grad_factor;
   RowOf<Rule, real_t> row;
   Look held;
-  int num_looks;
-  const double* looks;       // of the row
-  const double* held_looks;  // of what the parameter holds
+  int32_t tensor;
 
   __device__ Elements(const Arguments<Rule, real_t>& arguments, const Chunk& chunk,
                       uintptr_t grad_address)
@@ -120,12 +125,8 @@ struct Elements {
         holds_prediction(kMayHoldPrediction && arguments.holds_prediction_of(chunk.tensor)),
         grad_factor(arguments.factor()),
         row(arguments.row_of(chunk.tensor)),
-        num_looks(arguments.num_looks) {
+        tensor(chunk.tensor) {
     if (kMayHoldPrediction && holds_prediction) held = arguments.held_of(chunk.tensor);
-    if (num_looks > 1) {
-      looks = arguments.looks_of(chunk.tensor);
-      if (kMayHoldPrediction && holds_prediction) held_looks = arguments.held_looks_of(chunk.tensor);
-    }
     for (int k = 0; k < Rule::kNumStates; ++k) state.at[k] = arguments.state.at[k] + chunk.offset;
   }
 
@@ -169,13 +170,18 @@ struct Elements {
     return {values, true_weight(loaded, j, values)};
   }
 
+  // Few predictions have a further look. They are read where they are needed, from the arguments:
+  // kept in registers they would cost some of every block.
+
   // Undoes all but the first look of a prediction.
   template <int kN>
-  __device__ void undo(Loaded<kN>& loaded) const {
+  __device__ void undo(const Arguments<Rule, real_t>& arguments, Loaded<kN>& loaded) const {
     if constexpr (kMayHoldPrediction) {
+      const int num_looks = holds_prediction ? hidden(arguments.num_looks) : 1;
 #pragma unroll 1
       for (int k = num_looks - 1; k > 0; --k) {
-        const Look look = round_nth_look<Rule, real_t>(held_looks, k);
+        const double* looks = arguments.held_looks_of(tensor);
+        const Look look = round_nth_look<Rule, real_t>(looks, k);
 #pragma unroll
         for (int j = 0; j < kN; ++j) {
           loaded.param.values[j] =
@@ -185,18 +191,14 @@ struct Elements {
     }
   }
 
-  template <int kN>
-  __device__ void load_undone(int i, Loaded<kN>& loaded) const {
-    load(i, loaded);
-    if (num_looks > 1 && holds_prediction) undo(loaded);
-  }
-
   // Goes on from what the first look has predicted.
   template <int kN>
-  __device__ void look_on(const Loaded<kN>& loaded, real_t (&values)[kN]) const {
+  __device__ void look_on(const Arguments<Rule, real_t>& arguments, const Loaded<kN>& loaded,
+                          real_t (&values)[kN]) const {
+    const int num_looks = hidden(arguments.num_looks);
 #pragma unroll 1
     for (int k = 1; k < num_looks; ++k) {
-      const Look look = round_nth_look<Rule, real_t>(looks, k);
+      const Look look = round_nth_look<Rule, real_t>(arguments.looks_of(tensor), k);
 #pragma unroll
       for (int j = 0; j < kN; ++j) {
         values[j] = Rule::predict(values[j], state_of(loaded, j), look);

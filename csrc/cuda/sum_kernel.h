@@ -31,33 +31,37 @@ struct SumBlock : Elements<Rule, param_t, grad_t, Operation::kStep, kHasBackup> 
                        this->row.look);
   }
 
-  __device__ void fill_pack(int i, Terms* terms_of_pack) const {
+  __device__ void fill_pack(const Arguments<Rule, real_t>& arguments, int i,
+                            Terms* terms_of_pack) const {
     Loaded<kWidth> loaded;
-    this->load_undone(i, loaded);
+    this->load(i, loaded);
+    this->undo(arguments, loaded);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) terms_of_pack[j] = terms(loaded, j);
   }
 
-  __device__ void fill_singly(int i, Terms* terms_of_pack) const {
+  __device__ void fill_singly(const Arguments<Rule, real_t>& arguments, int i,
+                              Terms* terms_of_pack) const {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       terms_of_pack[j] = Terms{};
       if (i + j >= this->numel) continue;
       Loaded<1> loaded;
-      this->load_undone(i + j, loaded);
+      this->load(i + j, loaded);
+      this->undo(arguments, loaded);
       terms_of_pack[j] = terms(loaded, 0);
     }
   }
 
-  __device__ void fill(Sums& sums) const {
+  __device__ void fill(const Arguments<Rule, real_t>& arguments, Sums& sums) const {
     const bool has_packs = this->has_packs();
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int i = (p * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
       if (has_packs && i + kWidth <= this->numel) {
-        fill_pack(i, sums.at[p]);
+        fill_pack(arguments, i, sums.at[p]);
       } else {
-        fill_singly(i, sums.at[p]);
+        fill_singly(arguments, i, sums.at[p]);
       }
     }
   }
@@ -110,7 +114,7 @@ __global__ void __launch_bounds__(kThreads)
   const uintptr_t grad = arguments.grads[chunk.tensor];
   if (grad == 0) return;
   typename Block::Sums sums;
-  Block(arguments, chunk, grad).fill(sums);
+  Block(arguments, chunk, grad).fill(arguments, sums);
   Block::add_packs(sums);
 #pragma unroll
   for (int t = 0; t < Rule::kNumTerms; ++t) {
