@@ -52,7 +52,7 @@ def test_one_update_ahead_goes_less_far_than_the_last_one_went(updates, ratio, b
 
 
 def rolled_out(w, m, v, k, s, lr, betas, eps, weight_decay):
-    """FTPipe's predictor for AdamW, an update after the other; of the last one what is left of s."""
+    """FTPipe's predictor for AdamW: update after update, of the last one what is left of s."""
     for j in range(1, math.ceil(s) + 1):
         share = min(1.0, s - j + 1)
         m_hat = betas[0] ** j * m / (1 - betas[0] ** (k + j))
@@ -153,5 +153,5 @@ def test_more_updates_than_anybody_computes_are_refused(backend):
 
 
 def test_an_unknown_form_is_refused(backend):
-    with pytest.raises(ValueError, match="prediction must be one of .* got 'nesterov'"):
+    with pytest.raises(ValueError, match=r"prediction must be one of .* got 'nesterov'"):
         WPAdamW(random_parameters([3], torch.float32), prediction="nesterov", backend=backend)

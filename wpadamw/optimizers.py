@@ -47,9 +47,10 @@ class WPAdamW(WeightPrediction):
         differentiable: must be False: the kernels cannot be differentiated.
         fused: accepted for drop-in use, without effect.
         prediction_steps: ``s``, how many updates to look ahead, >= 0. With 0 this is AdamW.
-        prediction: ``"linear"``, along the last direction, or ``"rollout"``: where ``s`` updates with
-            gradients of zero would lead, each along the momentum and with the bias corrections
-            of its time, the second moment held. A fraction of ``s`` is a share of the last one.
+        prediction: ``"linear"``, along the last direction, or ``"rollout"``: where ``s`` updates
+            with gradients of zero would lead, each along the momentum and with the bias
+            corrections of its time, the second moment held. A fraction of ``s`` is a share of
+            the last one.
         predict_decay: whether the prediction includes the decay.
         predict_in_step: predict at the end of `step`. If False, parameters hold true weights after
             `step`, and `predict` before the next forward uses the lr of that moment.

@@ -20,7 +20,7 @@ from wpadamw.rules.rule import Rule, Settings, num_looks
 from wpadamw.standing import Standing
 
 # Values of options that cannot change in place.
-_FIXED = frozenset({float, int, bool, tuple, type(None)})
+_FIXED = frozenset({float, int, bool, str, tuple, type(None)})
 
 AllStates = dict[Tensor, StateDict]  # opt.state
 

@@ -32,14 +32,18 @@ WPADAMW_HOST_DEVICE void prefetch(const Tensor<Rule, param_t, grad_t>& tensor, i
   if constexpr (is_step(kOperation)) prefetch_block(tensor.grad + i);
 }
 
-// Values are rounded to a narrower dtype last of all.
-template <typename real_t>
-WPADAMW_HOST_DEVICE real_t* in_place_or(real_t*, real_t* out) {
-  return out;
-}
-template <typename real_t, typename param_t>
-WPADAMW_HOST_DEVICE real_t* in_place_or(real_t* buffer, param_t*) {
-  return buffer;
+// Predicts by the further looks what the first one has predicted.
+template <typename Rule, typename param_t, typename grad_t>
+void look_on(const Tensor<Rule, param_t, grad_t>& tensor, int64_t begin, int64_t n, param_t* out) {
+  using real_t = typename RealOf<param_t>::type;
+  if constexpr (std::is_same_v<param_t, real_t>) {
+    tensor.look_on(1, begin, n, out);
+  } else {  // anew: values are rounded to the narrower dtype last of all
+    real_t values[kBlock];
+    for (int64_t j = 0; j < n; ++j) values[j] = tensor.weight[begin + j];
+    tensor.look_on(0, begin, n, values);
+    for (int64_t j = 0; j < n; ++j) out[j] = Round<param_t>::from(values[j]);
+  }
 }
 
 // The operation on elements [begin, begin + n); the new parameters go to `out`.
@@ -48,10 +52,14 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t, grad_t>& tensor, 
                                    int64_t n, param_t* __restrict out) {
   using real_t = typename RealOf<param_t>::type;
   const RowOf<Rule, real_t> row = tensor.row;
-  alignas(64) real_t buffer[kBlock];
+  alignas(64) real_t undone[kBlock];
   const param_t* held = tensor.param + begin;
-  if constexpr (kSource == Source::kPrediction) held = tensor.undo(begin, n, buffer);
-  real_t* __restrict values = in_place_or(buffer, out);
+  if constexpr (kSource == Source::kPrediction) {
+    if (tensor.num_looks > 1) {
+      tensor.undo(begin, n, undone);
+      held = undone;
+    }
+  }
   // Every load of an element precedes its stores and no two arrays overlap.
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
@@ -60,15 +68,14 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t, grad_t>& tensor, 
     Element<Rule, real_t> element{state, tensor.template true_weight<kSource>(i, state, held[j])};
     real_t gradient{};
     if constexpr (is_step(kOperation)) gradient = tensor.gradient(i);
-    values[j] = apply<kOperation>(element, gradient, row);
+    out[j] = Round<param_t>::from(apply<kOperation>(element, gradient, row));
     if constexpr (is_step(kOperation)) {
       tensor.store_state(i, element.state);
       if constexpr (kSource == Source::kBackup) tensor.weight[i] = element.weight;
     }
   }
-  if constexpr (predicts(kOperation)) tensor.look_on(begin, n, values);
-  if constexpr (!std::is_same_v<param_t, real_t>) {
-    for (int64_t j = 0; j < n; ++j) out[j] = Round<param_t>::from(values[j]);
+  if constexpr (predicts(kOperation)) {
+    if (tensor.num_looks > 1) look_on(tensor, begin, n, out);
   }
 }
 

@@ -27,7 +27,12 @@ void sum_chunk(const Task& task, int64_t begin, int64_t n, double* sums) {
   alignas(64) real_t values[Rule::kNumTerms][kChunkNumel];
   const auto* held = tensor.param + begin;
   alignas(64) real_t undone[kSource == Source::kPrediction ? kChunkNumel : 1];
-  if constexpr (kSource == Source::kPrediction) held = tensor.undo(begin, n, undone);
+  if constexpr (kSource == Source::kPrediction) {
+    if (tensor.num_looks > 1) {
+      tensor.undo(begin, n, undone);
+      held = undone;
+    }
+  }
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
     const int64_t i = begin + j;

@@ -59,9 +59,11 @@ struct Tensor {
     else return Rule::recover(to_real(found), values, held);
   }
 
+  // Few predictions have further looks: with these apart, the compiler keeps the scalars of the usual
+  // loop in registers from block to block.
+
   // What n elements from `begin` on hold, all but the first look of it undone.
-  WPADAMW_HOST_DEVICE const real_t* undo(int64_t begin, int64_t n, real_t* values) const {
-    if (num_looks == 1) return param + begin;
+  [[gnu::noinline, gnu::cold]] void undo(int64_t begin, int64_t n, real_t* values) const {
     for (int64_t j = 0; j < n; ++j) values[j] = param[begin + j];
     for (int k = num_looks - 1; k > 0; --k) {
       const Look look = round_nth_look<Rule, real_t>(held_looks, k);
@@ -70,12 +72,12 @@ struct Tensor {
         values[j] = Rule::recover(values[j], load_state(begin + j), look);
       }
     }
-    return values;
   }
 
-  // Goes on from n values that the first look has predicted.
-  WPADAMW_HOST_DEVICE void look_on(int64_t begin, int64_t n, real_t* values) const {
-    for (int k = 1; k < num_looks; ++k) {
+  // Goes on with n values, by all looks from one on.
+  [[gnu::noinline, gnu::cold]] void look_on(int first, int64_t begin, int64_t n,
+                                            real_t* values) const {
+    for (int k = first; k < num_looks; ++k) {
       const Look look = round_nth_look<Rule, real_t>(looks, k);
 #pragma GCC ivdep
       for (int64_t j = 0; j < n; ++j) {
