@@ -63,7 +63,6 @@ KINDS = {
     "float64-with-float32-grad": (torch.float64, torch.float32),
 }
 each_kind = pytest.mark.parametrize("dtype, grad_dtype", KINDS.values(), ids=KINDS)
-each_rule = pytest.mark.parametrize("rule", UPDATING, ids=lambda rule: rule.name)
 
 
 @pytest.fixture(autouse=True)
@@ -226,14 +225,18 @@ def used_rows(ledger, num_step, is_step):
     return rows, scalars[held[held >= 0], num_step:]
 
 
+def rules_and_hypers():
+    """Every rule as it is asked for; one also as its scalars are special."""
+    for rule in UPDATING:
+        yield pytest.param(rule, HYPER[rule.name], id=rule.name)
+    hyper = CASES["sgd"].hyper(lr=0.01, prediction_steps=1.5)
+    yield pytest.param(RULES["sgd"], hyper._replace(momentum=0.0), id="sgd-without-momentum")
+
+
 @pytest.mark.parametrize("found_inf", [None, 0.0, 1.0])
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
-@each_rule
-def test_advance_equals_the_specification(rule, operation, momentum, found_inf):
-    hyper = list(HYPER[rule.name])
-    if rule.name == "sgd":
-        hyper[1] = momentum
+@pytest.mark.parametrize("rule, hyper", list(rules_and_hypers()))
+def test_advance_equals_the_specification(rule, hyper, operation, found_inf):
     got, want = random_ledger(rule, hyper), random_ledger(rule, hyper)
     flag = None if found_inf is None else torch.tensor(found_inf)
     triton.Kernels(random_bucket(rule, torch.float32, True, [3])).advance(got, operation, flag)
