@@ -6,9 +6,11 @@ JSON. A program of its own: under TRITON_INTERPRET nothing is compiled.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import rule_table
 import torch
 import triton
 from rules.blend import Blend
@@ -25,13 +28,16 @@ from triton.backends.compiler import GPUTarget
 
 from wpadamw._backends import triton as backend
 from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
-from wpadamw.rules.adamw import AdamW
-from wpadamw.rules.amsgrad import AMSGrad
 from wpadamw.rules.rule import Rule
-from wpadamw.rules.sgd import SGD
 from wpadamw.rules.squares import Squares
 
-RULES = {rule.name: rule for rule in (AdamW(), AMSGrad(), SGD(), Squares(), Blend())}
+UPDATING = {case.rule.name: case.rule() for case in rule_table.RULES.values()}
+RULES: dict[str, Rule] = {**UPDATING, "squares": Squares(), "blend": Blend()}
+# Of those that can do without a backup, the one with the most to keep in registers.
+LARGEST = max(
+    (name for name, rule in UPDATING.items() if rule.can_recover()),
+    key=lambda name: len(UPDATING[name].state_names),
+)
 NARROW = ("bfloat16", "float16")
 PARAMS = ("float32", *NARROW, "float64")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -63,9 +69,21 @@ def instantiations(rule: str) -> list[Instantiation]:
     return found
 
 
-def is_largest(chosen: Instantiation) -> bool:
-    """Whether it computes the most, and needs the most registers."""
-    return chosen[3:] == ("float64", "float32", "step_and_predict", False, False)
+def of_a_rule(rule: str) -> list[Instantiation]:
+    """What computes a step and a prediction: from each source, in each precision."""
+    sources = (True, False) if RULES[rule].can_recover() else (True,)
+    one = Instantiation("bucket", 90, rule, "float32", "float32", "step_and_predict", True)
+    return [
+        *(one._replace(has_backup=has_backup) for has_backup in sources),
+        one._replace(param="bfloat16", grad="bfloat16"),
+        largest(rule),
+    ]
+
+
+def largest(rule: str) -> Instantiation:
+    """What computes the most, and needs the most registers."""
+    has_backup = not RULES[rule].can_recover()
+    return Instantiation("bucket", 90, rule, "float64", "float32", "step_and_predict", has_backup)
 
 
 def elsewhere(chosen: list[Instantiation]) -> list[Instantiation]:
@@ -74,18 +92,19 @@ def elsewhere(chosen: list[Instantiation]) -> list[Instantiation]:
 
 
 def buckets() -> list[Instantiation]:
-    """All of one rule for Hopper, and of other rules and architectures what may differ."""
+    """All of one rule for Hopper; of every other rule, and elsewhere, what may differ."""
     adamw = instantiations("adamw")
-    amsgrad, sgd = (
-        [one for one in instantiations(rule) if one.param == "float32" or is_largest(one)]
-        for rule in ("amsgrad", "sgd")
-    )
-    moving = [one for one in adamw if one.operation == "step_and_predict"]
+    others = [one for rule in UPDATING if rule != "adamw" for one in of_a_rule(rule)]
+    steps = [
+        one._replace(operation="step")
+        for one in others
+        if one.rule in ("amsgrad", "sgd") and one.param == "float32"
+    ]
+    moving = [one for one in of_a_rule("adamw") if one.param != "float64"]
     return [
-        *(*adamw, *amsgrad, *sgd),
-        *elsewhere([one for one in moving if one.param == one.grad in ("float32", "bfloat16")]),
-        *elsewhere([one for one in (*adamw, *amsgrad, *sgd) if is_largest(one)]),
-        amsgrad[0]._replace(has_flag=True),
+        *(*adamw, *others, *steps),
+        *elsewhere([*moving, largest("adamw"), largest("sgd"), largest(LARGEST)]),
+        steps[0]._replace(has_flag=True),
     ]
 
 
@@ -100,10 +119,11 @@ def covering() -> list[Instantiation]:
         Instantiation("advance", 90, "adamw", "float32", "float32", operation.name, True)
         for operation in Operation
     ]
+    others = [advances[1]._replace(rule=rule) for rule in UPDATING if rule != "adamw"]
     return [
         *buckets(),
         *(*sums, squares, *elsewhere(sums[:1]), squares._replace(kernel="tensor_sums")),
-        *(*advances, advances[0]._replace(has_flag=True), advances[1]._replace(rule="sgd")),
+        *(*advances, advances[0]._replace(has_flag=True), *others),
         *elsewhere(advances[1:2]),
     ]
 
@@ -206,25 +226,44 @@ def tool_output(name: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def machine_code(cubin: bytes) -> dict[str, Any]:
-    """Accesses of memory, and what the registers did not suffice for."""
+def usage(cubin: bytes) -> dict[str, int]:
+    """What the registers did not suffice for."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = tool_output("cuobjdump", "-res-usage", file.name)
+        printed = tool_output("cuobjdump", "-res-usage", file.name)
+    stack, local = map(int, re.findall(r"STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed)[-1])
+    return {"kept_elsewhere": stack + local}
+
+
+def instructions(cubin: bytes) -> bytes:
+    """The machine code in an ELF file: its one section that is executed."""
+    (headers,) = struct.unpack_from("<Q", cubin, 0x28)
+    (number,) = struct.unpack_from("<H", cubin, 0x3C)
+    sections = (struct.unpack_from("<IIQQQQ", cubin, headers + 64 * i) for i in range(number))
+    is_executed = 0x4
+    ((*_, begin, size),) = (section for section in sections if section[2] & is_executed)
+    return cubin[begin : begin + size]
+
+
+def disassembled(architecture: int, codes: list[bytes]) -> list[str]:
+    """All at once, one behind the other: the disassembler takes longer to start than to work."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
+        file.flush()
         # Without its analysis of the flow of data, which nobody reads here.
-        sass = tool_output("nvdisasm", "-ndf", "-c", file.name)
-    pattern = r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
-    registers, stack, local = map(int, re.findall(pattern, usage)[-1])
-    return {
-        "registers": registers,
-        "kept_elsewhere": stack + local,
-        "accesses": Counter(re.findall(r"\b(?:LD|ST)[GLS]?(?:\.[.\w]+)?\b(?= )", sass)),
-    }
+        text = tool_output("nvdisasm", "-ndf", "-b", f"SM{architecture}", file.name)
+    lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/(.*)", text, re.MULTILINE)
+    ends = [*itertools.accumulate(map(len, codes))]
+    parts: list[list[str]] = [[] for _ in codes]
+    for address, line in lines:
+        parts[bisect.bisect(ends, int(address, 16))].append(line)
+    assert all(parts)
+    return ["\n".join(part) for part in parts]
 
 
 def facts(chosen: Instantiation) -> dict[str, Any]:
-    """Of one instantiation."""
+    """Of one instantiation, and its machine code."""
     launch = launched(chosen)
     found = launch.compile()
     ptx = re.sub(r"//.*", "", found.asm["ptx"])
@@ -240,13 +279,26 @@ def facts(chosen: Instantiation) -> dict[str, Any]:
             ".".join(parts)
             for parts in re.findall(r"\b(ld|st)\.global\S*?\.(v\d)\.[a-z](\d+)", ptx)
         ),
-        **machine_code(found.asm["cubin"]),
+        **usage(found.asm["cubin"]),
+        "code": instructions(found.asm["cubin"]),
     }
+
+
+def with_accesses(found: list[tuple[Instantiation, dict[str, Any]]]) -> None:
+    """Put the accesses of memory in the place of the machine code."""
+    for architecture in {chosen.architecture for chosen, _ in found}:
+        there = [its for chosen, its in found if chosen.architecture == architecture]
+        for its, text in zip(
+            there, disassembled(architecture, [its.pop("code") for its in there]), strict=True
+        ):
+            its["accesses"] = Counter(re.findall(r"\b(?:LD|ST)[GLS]?(?:\.[.\w]+)?\b(?= )", text))
 
 
 def main(worker: int, workers: int) -> None:
     """Print the facts of one worker's share."""
-    print(json.dumps([(chosen, facts(chosen)) for chosen in covering()[worker::workers]]))
+    found = [(chosen, facts(chosen)) for chosen in covering()[worker::workers]]
+    with_accesses(found)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

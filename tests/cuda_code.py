@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,19 +86,27 @@ def tool_output(tool: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def functions(sass: str) -> dict[str, str]:
-    """Code by demangled name."""
-    parts = re.split(r"\n\s*Function : (\S+)", sass)
+def functions(tools: Path, extension: str, architecture: str) -> dict[str, str]:
+    """Machine code by demangled name."""
+    with tempfile.TemporaryDirectory() as folder:
+        extract = [str(tools / "cuobjdump"), "-xelf", architecture, extension]
+        subprocess.run(extract, capture_output=True, check=True, cwd=folder)
+        # Without its analysis of the flow of data, which nobody reads here.
+        texts = [
+            tool_output(tools / "nvdisasm", "-ndf", "-c", str(cubin))
+            for cubin in sorted(Path(folder).iterdir())
+        ]
+    parts = re.split(r"^\.text\.(\S+):$", "\n".join(texts), flags=re.MULTILINE)
     names = subprocess.run(
         ["c++filt"], input="\n".join(parts[1::2]), capture_output=True, text=True, check=True
     )
     return dict(zip(names.stdout.splitlines(), parts[2::2], strict=True))
 
 
-def bucket_kernels(sass: str) -> list[BucketKernel]:
-    """All instantiations in a disassembly."""
+def bucket_kernels(code: dict[str, str]) -> list[BucketKernel]:
+    """All instantiations among functions."""
     found = []
-    for name, code in functions(sass).items():
+    for name, its_code in code.items():
         if match := _SIGNATURE.search(name):
             found.append(
                 BucketKernel(
@@ -106,7 +115,7 @@ def bucket_kernels(sass: str) -> list[BucketKernel]:
                     grad=match["grad"],
                     operation=OPERATIONS[int(match["operation"])],
                     has_backup=match["has_backup"] == "true",
-                    accesses=Counter(_ACCESS.findall(code)),
+                    accesses=Counter(_ACCESS.findall(its_code)),
                 )
             )
     return found

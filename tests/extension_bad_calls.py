@@ -68,7 +68,7 @@ BAD_FACTOR = [
     ("grad_factor_address", 4100, "grad_factor_address must be a multiple of 8, got 4100"),
 ]
 BAD_FLAT = [
-    ("rule", "adam", "rule must be a known name, got adam"),
+    ("rule", "lion", "rule must be a known name, got lion"),
     ("param_dtype", dtype(99), "param_dtype must be a known DType, got 99"),
     ("state", [64], "state must have 2 entries, got 1"),
 ]

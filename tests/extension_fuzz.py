@@ -34,7 +34,7 @@ def spoilt(dice: random.Random, name: str, good: Any) -> Any:
     """A value that the argument must not have."""
     addresses = [0, 4097, 2**64 - 4, -1, 2**64, None]
     choices = {
-        "rule": ["", "adam", "AdamW", "\0", None],
+        "rule": ["", "lion", "AdamW", "\0", None],
         "num_threads": [0, -1, 4097, 2**31 - 1, 2**31, "1", None],
         "num_chunks": [*SIZES_BEYOND, None],
         "num_tensors": [*SIZES_BEYOND, None],

@@ -21,11 +21,15 @@ ELEMENTS_PER_THREAD = 8  # kElementsPerThread of csrc/cuda/launch.h
 KERNELS_OF_A_RULE = 2 * 8 + 4 + 2 * 6
 
 
-def cuda_tool(name):
-    """A program of CUDA's toolkit, which the Triton wheel brings along."""
+def cuda_tools():
+    """The programs of CUDA's toolkit that the Triton wheel brings along."""
     package = importlib.util.find_spec("triton")
     assert package is not None, "triton is not installed: it brings the disassembler"
-    return Path(package.origin).parent / "backends" / "nvidia" / "bin" / name
+    return Path(package.origin).parent / "backends" / "nvidia" / "bin"
+
+
+def cuobjdump(*arguments):
+    return tool_output(cuda_tools() / "cuobjdump", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +43,22 @@ def extension():
 
 @pytest.fixture(scope="module")
 def architectures(extension):
-    listed = tool_output(cuda_tool("cuobjdump"), "--list-elf", extension)
+    listed = cuobjdump("--list-elf", extension)
     found = set(re.findall(r"\.(sm_\d+)\.cubin", listed))
     assert found <= set(ARCHITECTURES) and found
     return found
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def sass(request, extension, architectures):
+def code(request, extension, architectures):
     if request.param not in architectures:
         pytest.skip(f"the extension was built for {sorted(architectures)} only")
-    return tool_output(cuda_tool("cuobjdump"), "-sass", "-arch", request.param, extension)
+    return functions(cuda_tools(), extension, request.param)
 
 
 @pytest.fixture(scope="module")
-def kernels(sass):
-    found = bucket_kernels(sass)
+def kernels(code):
+    found = bucket_kernels(code)
     assert len(found) == len({kernel.name for kernel in found})
     assert Counter(kernel.rule for kernel in found) == dict.fromkeys(NUM_STATES, KERNELS_OF_A_RULE)
     return found
@@ -62,7 +66,7 @@ def kernels(sass):
 
 @pytest.fixture(scope="module")
 def ptx(extension):
-    text = tool_output(cuda_tool("cuobjdump"), "-ptx", extension)
+    text = cuobjdump("-ptx", extension)
     code = re.sub(r"//.*", "", text)
     assert ".entry" in code
     return code
@@ -101,7 +105,7 @@ def test_memory_is_known_to_be_global(kernels):
 
 
 def test_nothing_spills(extension):
-    usage = tool_output(cuda_tool("cuobjdump"), "-res-usage", extension)
+    usage = cuobjdump("-res-usage", extension)
     found = re.findall(r"Function (\S+):\s+REG:\d+ STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert len(found) > len(NUM_STATES) * KERNELS_OF_A_RULE
     for name, stack, shared, local in found:
@@ -110,16 +114,16 @@ def test_nothing_spills(extension):
 
 
 @pytest.mark.parametrize("rule", ["adamw", "amsgrad"])
-def test_one_pass_computes_the_direction_once(rule, sass):
+def test_one_pass_computes_the_direction_once(rule, code):
     """As many divisions and roots as elements of a thread, and those of the tail."""
     for operation in (0, 1, 2):
-        (code,) = (
-            code
-            for name, code in functions(sass).items()
+        (found,) = (
+            its_code
+            for name, its_code in code.items()
             if f"bucket_kernel<wpadamw::{rule}::Rule, float, float, " in name
             and f"(wpadamw::Operation){operation}, true>" in name
         )
-        roots = len(re.findall(r"MUFU\.RSQ", code))
+        roots = len(re.findall(r"MUFU\.RSQ", found))
         assert ELEMENTS_PER_THREAD < roots < 2 * ELEMENTS_PER_THREAD, operation
 
 

@@ -218,7 +218,7 @@ def test_init_is_called_once_and_again_after_a_refusal(kind, cuda_extension_on_h
     bucket_type = type(calls.bucket)
     again = bucket_type.__new__(bucket_type)
     with pytest.raises(ValueError, match="rule must be a known name"):
-        again.__init__(**{**calls.good["Bucket"], "rule": "adam"})
+        again.__init__(**{**calls.good["Bucket"], "rule": "lion"})
     again.__init__(**calls.good["Bucket"])
     calls.bucket = again
     if kind is CpuCalls:

@@ -67,11 +67,14 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unpacked(sdist, tmp_path_factory):
-    """What the sdist holds, alone in a folder."""
+    """What the sdist holds, alone in a folder; of the rules one, as each takes long to compile."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder)
     (source,) = folder.iterdir()
+    for rule in (source / "csrc" / "rules").glob("*.h"):
+        if rule.stem != "adamw":
+            rule.unlink()
     return source
 
 
@@ -109,12 +112,13 @@ def second_build(unpacked, first_build, tmp_path_factory):
     return build_wheel(unpacked, tmp_path_factory.mktemp("second"))
 
 
-def test_the_sdist_holds_the_repository(unpacked):
+def test_the_sdist_holds_the_repository(sdist):
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     tracked = run(["git", "ls-files"], ROOT).split()
-    wanted = [name for name in tracked if not name.startswith(".") and (ROOT / name).exists()]
-    assert [name for name in wanted if not (unpacked / name).exists()] == []
+    wanted = {name for name in tracked if not name.startswith(".") and (ROOT / name).exists()}
+    with tarfile.open(sdist) as archive:
+        assert wanted - {name.partition("/")[2] for name in archive.getnames()} == set()
 
 
 def test_a_wheel_of_the_sdist_alone_runs(first_build, tmp_path):

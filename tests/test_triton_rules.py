@@ -65,7 +65,6 @@ KINDS = {
     "float64-with-float32-grad": (torch.float64, torch.float32),
 }
 each_kind = pytest.mark.parametrize("dtype, grad_dtype", KINDS.values(), ids=KINDS)
-each_rule = pytest.mark.parametrize("rule", UPDATING, ids=lambda rule: rule.name)
 
 
 @pytest.fixture(autouse=True)
@@ -230,20 +229,18 @@ def used_rows(ledger, num_step, is_step):
     return rows, scalars[held[held >= 0], num_step:]
 
 
+def rules_and_hypers():
+    """Every rule as it is asked for; one also as its scalars are special."""
+    for rule in UPDATING:
+        yield pytest.param(rule, HYPER[rule.name], id=rule.name)
+    hyper = HYPER["sgd"]._replace(momentum=0.0)
+    yield pytest.param(RULES["sgd"], hyper, id="sgd-without-momentum")
+
+
 @pytest.mark.parametrize("found_inf, num_looks", [(None, 1), (None, 3), (0.0, 3), (1.0, 1)])
 @pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
-@each_rule
-def test_advance_equals_the_specification(rule, operation, found_inf, num_looks):
-    check_advance(rule, operation, found_inf, num_looks, HYPER[rule.name])
-
-
-@pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
-def test_advance_without_momentum_equals_the_specification(operation):
-    hyper = HYPER["sgd"]._replace(momentum=0.0)
-    check_advance(RULES["sgd"], operation, None, 3, hyper)
-
-
-def check_advance(rule, operation, found_inf, num_looks, hyper):
+@pytest.mark.parametrize("rule, hyper", list(rules_and_hypers()))
+def test_advance_equals_the_specification(rule, hyper, operation, found_inf, num_looks):
     got, want = (random_ledger(rule, hyper, SHARES[num_looks]) for _ in range(2))
     flag = None if found_inf is None else torch.tensor(found_inf)
     bucket = random_bucket(rule, torch.float32, True, [3], num_looks)

@@ -6,8 +6,11 @@
 
 #include "../host_device.h"
 
-#if defined(__x86_64__)
+// Not the large one where the small one has all.
+#if defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__x86_64__)
+#include <emmintrin.h>
 #endif
 
 namespace wpadamw::cpu::WPADAMW_ISA {
