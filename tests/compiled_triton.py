@@ -54,6 +54,7 @@ class Instantiation(NamedTuple):
     operation: str
     has_backup: bool
     has_flag: bool = False  # found_inf
+    num_looks: int = 1
 
 
 def instantiations(rule: str) -> list[Instantiation]:
@@ -101,8 +102,9 @@ def buckets() -> list[Instantiation]:
         if one.rule in ("amsgrad", "sgd") and one.param == "float32"
     ]
     moving = [one for one in of_a_rule("adamw") if one.param != "float64"]
+    rollouts = [one._replace(num_looks=3) for one in of_a_rule("adamw")]
     return [
-        *(*adamw, *others, *steps),
+        *(*adamw, *rollouts, *others, *steps),
         *elsewhere([*moving, largest("adamw"), largest("sgd"), largest(LARGEST)]),
         steps[0]._replace(has_flag=True),
     ]
@@ -164,8 +166,9 @@ class Recorder:
         return self.kernel.warmup(*self.arguments, grid=(1,), **self.options)
 
 
-def kernels_of(rule: Rule, dtype: torch.dtype, has_backup: bool) -> backend.Kernels:
+def kernels_of(chosen: Instantiation) -> backend.Kernels:
     """Those of a bucket of one parameter."""
+    rule, dtype, has_backup = RULES[chosen.rule], getattr(torch, chosen.param), chosen.has_backup
     param = torch.zeros(8, dtype=dtype)
     flat = torch.zeros(64, dtype=torch.promote_types(dtype, torch.float32))
     return backend.Kernels(
@@ -177,6 +180,7 @@ def kernels_of(rule: Rule, dtype: torch.dtype, has_backup: bool) -> backend.Kern
             state_flat=[flat for _ in rule.state_names],
             weight=[flat] if has_backup else None,
             state=[[flat] for _ in rule.state_names],
+            num_looks=chosen.num_looks,
         )
     )
 
@@ -184,8 +188,8 @@ def kernels_of(rule: Rule, dtype: torch.dtype, has_backup: bool) -> backend.Kern
 def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], Any]:
     """What launches a kernel."""
     rule, grad = kernels.bucket.rule, getattr(torch, chosen.grad)
-    num_step, num_look = len(rule.Step._fields), len(rule.Look._fields)
-    table = torch.zeros(2, num_step + num_look, dtype=torch.float64)
+    num_step, width = len(rule.Step._fields), rule.row_width(chosen.num_looks)
+    table = torch.zeros(2, width, dtype=torch.float64)
     rows = Rows(table, torch.zeros(2, 1, dtype=torch.int32))
     factor = torch.ones(1, dtype=torch.float64)
     flag = torch.zeros(1) if chosen.has_flag else None
@@ -194,7 +198,7 @@ def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], A
     operation = Operation[chosen.operation]
     if chosen.kernel == "bucket":
         return lambda: kernels._launch(operation, grad, rows, factor, flag)
-    predictions = torch.zeros(1, 1 + num_look, dtype=torch.float64)
+    predictions = torch.zeros(1, 1 + width - num_step, dtype=torch.float64)
     hyper = torch.zeros(len(rule.Hyper._fields), dtype=torch.float64)
     shares, has_grad = torch.ones(1, dtype=torch.float64), torch.zeros(1).bool()
     ledger = LedgerTensors(torch.zeros(1), predictions, hyper, shares, has_grad, rows)
@@ -204,7 +208,7 @@ def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], A
 def launched(chosen: Instantiation) -> Recorder:
     """The launch of a kernel."""
     triton.runtime.driver.set_active(Driver(chosen.architecture))
-    kernels = kernels_of(RULES[chosen.rule], getattr(torch, chosen.param), chosen.has_backup)
+    kernels = kernels_of(chosen)
     recorders: dict[str, Recorder] = {}
 
     def stand_in(module: Any) -> SimpleNamespace:

@@ -99,7 +99,8 @@ class Kernels(DeviceKernels):
         updates = _updates(operation)
         may_hold_prediction = updates or operation is Operation.restore
         # Predictions in float64 made some compilers spill where a thread does two accesses.
-        is_tight = operation is Operation.predict and self.state_dtype == torch.float64
+        is_long = operation is Operation.predict or self.bucket.num_looks > 1
+        is_tight = is_long and self.state_dtype == torch.float64
         return {
             "STEP": self._function("step", updates),
             "PREDICT": self._function("predict", _predicts(operation)),
