@@ -98,15 +98,20 @@ class Kernels(DeviceKernels):
         """Of an operation: the functions of the rule that it needs, and the types of the arrays."""
         updates = _updates(operation)
         may_hold_prediction = updates or operation is Operation.restore
-        # Predictions in float64 made some compilers spill where a thread does two accesses.
-        is_long = operation is Operation.predict or self.bucket.num_looks > 1
-        is_tight = is_long and self.state_dtype == torch.float64
         return {
             "STEP": self._function("step", updates),
             "PREDICT": self._function("predict", _predicts(operation)),
             "RECOVER": self._recover(may_hold_prediction),
-            **self._types(grad_dtype, num_accesses=1 if is_tight else 2),
+            **self._types(grad_dtype, self._num_accesses(operation)),
         }
+
+    def _num_accesses(self, operation: Operation) -> int:
+        """How often a thread accesses each array: with other numbers compilers spill float64."""
+        if self.state_dtype != torch.float64:
+            return 2
+        if self.bucket.num_looks > 1:
+            return 4
+        return 1 if operation is Operation.predict else 2
 
     def _function(self, name: str, is_needed: bool) -> Any:
         return getattr(self.rule, name, None) if is_needed else None
