@@ -39,7 +39,8 @@ OPTIONS = {
     "backup": {},
     "no-backup": {"backup": False, "prediction_steps": 2.5, "weight_decay": 0.3},
     "amsgrad": {"amsgrad": True, "maximize": True},
-    "amsgrad-no-backup": {"amsgrad": True, "backup": False},
+    "amsgrad-rollout": {"amsgrad": True, "prediction": "rollout", "prediction_steps": 2.5},
+    "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 1.5, "backup": False},
 }
 
 
