@@ -1,0 +1,7 @@
+"""The optimizers: update rules with their hyper-parameters and defaults."""
+
+from wpadamw.optimizers.adamw import WPAdamW
+from wpadamw.optimizers.nadamw import WPNAdamW
+from wpadamw.optimizers.sgd import WPSGD
+
+__all__ = ["WPSGD", "WPAdamW", "WPNAdamW"]

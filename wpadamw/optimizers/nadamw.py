@@ -1,0 +1,75 @@
+"""NAdamW with weight prediction."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from wpadamw.checks import Group
+from wpadamw.optimizer import WeightPrediction
+from wpadamw.rules.nadamw import NAdamW
+from wpadamw.rules.rule import Rule
+
+_NADAMW = NAdamW()
+
+
+class WPNAdamW(WeightPrediction):
+    r"""NAdamW ("double momentum") with weight prediction, with the arguments of timm's ``NAdamW``.
+
+    The update takes the Nesterov mix, the prediction the direction of AdamW (Choi et al. 2019,
+    arXiv 1910.05446, Table 1)::
+
+        n     = beta1*m + (1 - beta1)*g
+        w     = (1 - lr*weight_decay)*w - lr*n_hat/(sqrt(v_hat) + eps)
+        w_hat = w - lr*prediction_steps*(m_hat/(sqrt(v_hat) + eps) + weight_decay*w)
+
+    Not ``torch.optim.NAdam``, whose momentum follows a schedule.
+
+    Args:
+        params: parameters or parameter groups, of the dtypes of `WPAdamW`.
+        lr: learning rate >= 0, a number or a tensor of one element.
+        betas: decay rates of the moments, in [0, 1).
+        eps: added to the denominator, >= 0.
+        weight_decay: decoupled decay, >= 0.
+        maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
+            predict_decay, predict_in_step, backup, amp, backend: as in `WPAdamW`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range and duplicate parameters.
+        TypeError: for parameters of another dtype.
+        RuntimeError: for a backend that cannot run here.
+
+    Example:
+        >>> opt = wpadamw.WPNAdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    """
+
+    original = torch.optim.AdamW  # timm's, with the same arguments and checkpoints, may be missing
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        prediction_steps: float = 1.0,
+        prediction: Literal["linear", "rollout"] = "linear",
+        predict_decay: bool = True,
+        predict_in_step: bool = True,
+        backup: bool = True,
+        amp: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(locals())
+
+    def _rule(self, group: Group) -> Rule:
+        return _NADAMW
