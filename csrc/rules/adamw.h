@@ -7,15 +7,54 @@
 
 namespace wpadamw::adamw {
 
-struct Rule {
-  static constexpr Names<2> kStateNames = {"exp_avg", "exp_avg_sq"};
-  static constexpr int kNumStates = 2;
+// A rule of two moments with these formulas; a third state is the running maximum of the second one
+// and takes its place (AMSGrad).
+template <typename Formulas, int num_states>
+struct WithMoments : Formulas {
+  static constexpr int kNumStates = num_states;
   static constexpr int kNumTerms = 0;
-  enum { kExpAvg, kExpAvgSq };
+  enum { kFirst, kSecond, kLargest };
 
   template <typename real_t>
   using State = Values<real_t, kNumStates>;
+  template <typename real_t>
+  using Step = typename Formulas::template Step<real_t>;
+  template <typename real_t>
+  using Look = typename Formulas::template Look<real_t>;
 
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE void step(real_t& weight, State<real_t>& state, real_t grad,
+                                       const Step<real_t>& step, const Look<real_t>& look) {
+    grad = Formulas::with_decay(grad, weight, step);
+    Formulas::move_moments(state.at[kFirst], state.at[kSecond], grad, step);
+    if constexpr (num_states > kLargest) {
+      state.at[kLargest] = maximum(state.at[kLargest], state.at[kSecond]);
+    }
+    const real_t mean = Formulas::mean_of_step(state.at[kFirst], grad, step);
+    const real_t direction = Formulas::direction(mean, state.at[num_states - 1], look);
+    weight = Formulas::move(weight, direction, step);
+  }
+
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE real_t predict(real_t weight, const State<real_t>& state,
+                                            const Look<real_t>& look) {
+    return Formulas::predict_along(weight, direction_of(state, look), look);
+  }
+
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE real_t recover(real_t predicted, const State<real_t>& state,
+                                            const Look<real_t>& look) {
+    return Formulas::recover_along(predicted, direction_of(state, look), look);
+  }
+
+  template <typename real_t>
+  static WPADAMW_HOST_DEVICE real_t direction_of(const State<real_t>& state,
+                                                 const Look<real_t>& look) {
+    return Formulas::direction(state.at[kFirst], state.at[num_states - 1], look);
+  }
+};
+
+struct Formulas {
   struct Hyper {
     double lr;
     double beta1;
@@ -60,60 +99,62 @@ struct Rule {
              share * h.lr * power(h.beta1, ahead) / bias_correction1}};
   }
 
-  template <typename real_t>
-  static WPADAMW_HOST_DEVICE void step(real_t& weight, State<real_t>& state, real_t grad,
-                                       const Step<real_t>& step, const Look<real_t>& look) {
-    move_moments(state.at[kExpAvg], state.at[kExpAvgSq], grad, step);
-    weight = move(weight, direction(state.at[kExpAvg], state.at[kExpAvgSq], look), step);
-  }
-
-  template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t predict(real_t weight, const State<real_t>& state,
-                                            const Look<real_t>& look) {
-    return predict_along(weight, direction(state.at[kExpAvg], state.at[kExpAvgSq], look), look);
-  }
-
-  template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t recover(real_t predicted, const State<real_t>& state,
-                                            const Look<real_t>& look) {
-    return recover_along(predicted, direction(state.at[kExpAvg], state.at[kExpAvgSq], look), look);
+  // The decay is not in the gradient.
+  template <typename real_t, typename step_t>
+  static WPADAMW_HOST_DEVICE real_t with_decay(real_t grad, real_t, const step_t&) {
+    return grad;
   }
 
   // m = m + (g - m)*(1-beta1), v = v*beta2 + (g*g)*(1-beta2)
-  template <typename real_t>
+  template <typename real_t, typename step_t>
   static WPADAMW_HOST_DEVICE void move_moments(real_t& exp_avg, real_t& exp_avg_sq, real_t grad,
-                                               const Step<real_t>& step) {
-    exp_avg = exp_avg + (grad - exp_avg) * step.one_minus_beta1;
+                                               const step_t& step) {
+    exp_avg = mean(exp_avg, grad, step);
     exp_avg_sq = exp_avg_sq * step.beta2 + (grad * grad) * step.one_minus_beta2;
   }
 
+  // m = m + (g - m)*(1-beta1)
+  template <typename real_t, typename step_t>
+  static WPADAMW_HOST_DEVICE real_t mean(real_t exp_avg, real_t grad, const step_t& step) {
+    return exp_avg + (grad - exp_avg) * step.one_minus_beta1;
+  }
+
+  // What an update moves along: m, as predictions do.
+  template <typename real_t, typename step_t>
+  static WPADAMW_HOST_DEVICE real_t mean_of_step(real_t exp_avg, real_t, const step_t&) {
+    return exp_avg;
+  }
+
   // u = m / (sqrt(v)*inv_sqrt_bc2 + eps)
-  template <typename real_t>
+  template <typename real_t, typename look_t>
   static WPADAMW_HOST_DEVICE real_t direction(real_t exp_avg, real_t exp_avg_sq,
-                                              const Look<real_t>& look) {
+                                              const look_t& look) {
     return exp_avg / (std::sqrt(exp_avg_sq) * look.inv_sqrt_bc2 + look.eps);
   }
 
   // w = w*decay - u*step_size (Loshchilov & Hutter 2019, Algorithm 2).
-  template <typename real_t>
-  static WPADAMW_HOST_DEVICE real_t move(real_t weight, real_t direction,
-                                         const Step<real_t>& step) {
+  template <typename real_t, typename step_t>
+  static WPADAMW_HOST_DEVICE real_t move(real_t weight, real_t direction, const step_t& step) {
     return weight * step.decay - direction * step.step_size;
   }
 
   // p = w*predict_decay - u*predict_size (docs/algorithm.md, equation 1).
-  template <typename real_t>
+  template <typename real_t, typename look_t>
   static WPADAMW_HOST_DEVICE real_t predict_along(real_t weight, real_t direction,
-                                                  const Look<real_t>& look) {
+                                                  const look_t& look) {
     return weight * look.predict_decay - direction * look.predict_size;
   }
 
   // The prediction solved for w.
-  template <typename real_t>
+  template <typename real_t, typename look_t>
   static WPADAMW_HOST_DEVICE real_t recover_along(real_t predicted, real_t direction,
-                                                  const Look<real_t>& look) {
+                                                  const look_t& look) {
     return (predicted + direction * look.predict_size) / look.predict_decay;
   }
+};
+
+struct Rule : WithMoments<Formulas, 2> {
+  static constexpr Names<2> kStateNames = {"exp_avg", "exp_avg_sq"};
 };
 
 }  // namespace wpadamw::adamw

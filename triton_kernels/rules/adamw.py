@@ -52,16 +52,37 @@ def move(weight, state, step, look):
 
 @triton.jit
 def moments(state, grad, step):
-    """``m = m + (g - m)*(1-beta1)``, ``v = v*beta2 + (g*g)*(1-beta2)``."""
+    """The moments after a gradient."""
     exp_avg, exp_avg_sq = state
     one_minus_beta1, beta2, one_minus_beta2, _decay, _step_size = step
-    exp_avg = exp_avg + (grad - exp_avg) * one_minus_beta1
+    return move_moments(exp_avg, exp_avg_sq, grad, one_minus_beta1, beta2, one_minus_beta2)
+
+
+@triton.jit
+def direction(state, look):
+    """The direction of predictions."""
+    inv_sqrt_bc2, eps, _predict_decay, _predict_size = look
+    return over_root(state[0], state[-1], inv_sqrt_bc2, eps)
+
+
+# Formulas of other rules, too.
+
+
+@triton.jit
+def move_moments(exp_avg, exp_avg_sq, grad, one_minus_beta1, beta2, one_minus_beta2):
+    """``m = m + (g - m)*(1-beta1)``, ``v = v*beta2 + (g*g)*(1-beta2)``."""
+    exp_avg = mean(exp_avg, grad, one_minus_beta1)
     exp_avg_sq = exp_avg_sq * beta2 + (grad * grad) * one_minus_beta2
     return exp_avg, exp_avg_sq
 
 
 @triton.jit
-def direction(state, look):
+def mean(exp_avg, grad, one_minus_beta1):
+    """``m + (g - m)*(1-beta1)``."""
+    return exp_avg + (grad - exp_avg) * one_minus_beta1
+
+
+@triton.jit
+def over_root(exp_avg, exp_avg_sq, inv_sqrt_bc2, eps):
     """``u = m / (sqrt(v)*inv_sqrt_bc2 + eps)``."""
-    inv_sqrt_bc2, eps, _predict_decay, _predict_size = look
-    return divide(state[0], sqrt(state[-1]) * inv_sqrt_bc2 + eps)
+    return divide(exp_avg, sqrt(exp_avg_sq) * inv_sqrt_bc2 + eps)

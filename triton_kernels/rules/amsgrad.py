@@ -12,16 +12,15 @@ scalars, predict, recover = adamw.scalars, adamw.predict, adamw.recover
 @triton.jit
 def step(weight, state, grad, step, look):
     """``w = w*decay - u*step_size``."""
-    state = moments(state, grad, step)
+    exp_avg, exp_avg_sq, max_exp_avg_sq = state
+    state = with_largest(adamw.moments((exp_avg, exp_avg_sq), grad, step), max_exp_avg_sq)
     return adamw.move(weight, state, step, look), state
 
 
 @triton.jit
-def moments(state, grad, step):
-    """The moments and the running maximum after a gradient."""
-    exp_avg, exp_avg_sq, max_exp_avg_sq = state
-    exp_avg, exp_avg_sq = adamw.moments((exp_avg, exp_avg_sq), grad, step)
-    return exp_avg, exp_avg_sq, maximum(max_exp_avg_sq, exp_avg_sq)
+def with_largest(moments, largest):
+    """The moments after a gradient, and the running maximum of the second one."""
+    return moments[0], moments[1], maximum(largest, moments[1])
 
 
 @triton.jit

@@ -14,5 +14,5 @@ def step(weight, state, grad, step, look):
     """``n = m + (g - m)*(1-beta1)``; the update takes n, the prediction m."""
     one_minus_beta1, _beta2, _one_minus_beta2, _decay, _step_size = step
     exp_avg, exp_avg_sq = adamw.moments(state, grad, step)
-    mix = exp_avg + (grad - exp_avg) * one_minus_beta1
+    mix = adamw.mean(exp_avg, grad, one_minus_beta1)
     return adamw.move(weight, (mix, exp_avg_sq), step, look), (exp_avg, exp_avg_sq)

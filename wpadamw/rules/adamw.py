@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from wpadamw.rules.rule import Group, Rule, State, shares, sqrt
+from wpadamw.rules.rule import Group, Row, Rule, State, shares, sqrt
 
 
 class AdamW(Rule):
@@ -45,13 +45,13 @@ class AdamW(Rule):
         predict_decay: float  # 1 - share*lr*predicted_decay
         predict_size: float  # share*lr*beta1^ahead / (1 - beta1^k)
 
-    still = Look(0.0, 1.0, 1.0, 0.0)
+    still: ClassVar[Row] = Look(0.0, 1.0, 1.0, 0.0)
 
-    def hyper(self, group: Group, lr: float | Tensor) -> Hyper:
+    def hyper(self, group: Group, lr: float | Tensor) -> Row:
         """The hyper-parameters of a group."""
         beta1, beta2 = group["betas"]
         weight_decay = float(group["weight_decay"])
-        return self.Hyper(
+        return AdamW.Hyper(
             lr,  # type: ignore[arg-type]
             float(beta1),
             float(beta2),
@@ -62,21 +62,21 @@ class AdamW(Rule):
 
     def scalars(
         self,
-        hyper: Hyper,
+        hyper: Row,
         count: Any,
         ahead: Any = 0,
         share: Any = 1.0,
         power: Callable[[Any, Any], Any] = operator.pow,
         sqrt: Callable[[Any], Any] = math.sqrt,
-    ) -> tuple[Step, Look]:
+    ) -> tuple[Row, Row]:
         """The scalars of update ``k = count + ahead`` and of a share of it, predicted."""
         lr, beta1, beta2, eps, weight_decay, predicted_decay = hyper
         bias_correction1 = 1.0 - power(beta1, count + ahead)
         # By position: twice as fast as by name.
-        step = self.Step(
+        step = AdamW.Step(
             1.0 - beta1, beta2, 1.0 - beta2, 1.0 - lr * weight_decay, lr / bias_correction1
         )
-        look = self.Look(
+        look = AdamW.Look(
             1.0 / sqrt(1.0 - power(beta2, count + ahead)),
             eps,
             1.0 - share * lr * predicted_decay,
@@ -85,30 +85,44 @@ class AdamW(Rule):
         return step, look
 
     def step(
-        self, weight: Tensor, state: State, grad: Tensor, step: Step, look: Look
+        self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
     ) -> tuple[Tensor, State]:
         """``w = w*decay - u*step_size``."""
-        state = self.moments(state, grad, step)
-        return weight * step.decay - self.direction(state, look) * step.step_size, state
+        exp_avg, *others = self.moments(state, grad, step)
+        mean = self.mean_of_step(exp_avg, grad, step)
+        weight = self.move(weight, self.direction((mean, *others), look), step)
+        return weight, (exp_avg, *others)
 
-    def predict(self, weight: Tensor, state: State, look: Look) -> Tensor:
+    def predict(self, weight: Tensor, state: State, look: Row) -> Tensor:
         """``p = w*predict_decay - u*predict_size``."""
         return weight * look.predict_decay - self.direction(state, look) * look.predict_size
 
-    def recover(self, predicted: Tensor, state: State, look: Look) -> Tensor:
+    def recover(self, predicted: Tensor, state: State, look: Row) -> Tensor:
         """``w = (p + u*predict_size) / predict_decay``."""
         return (predicted + self.direction(state, look) * look.predict_size) / look.predict_decay
 
-    def moments(self, state: State, grad: Tensor, step: Step) -> State:
+    def moments(self, state: State, grad: Tensor, step: Row) -> State:
         """``m = m + (g - m)*(1-beta1)``, ``v = v*beta2 + (g*g)*(1-beta2)``."""
         exp_avg, exp_avg_sq = state
-        exp_avg = exp_avg + (grad - exp_avg) * step.one_minus_beta1
+        exp_avg = self.mean(exp_avg, grad, step)
         exp_avg_sq = exp_avg_sq * step.beta2 + (grad * grad) * step.one_minus_beta2
         return exp_avg, exp_avg_sq
 
-    def direction(self, state: State, look: Look) -> Tensor:
+    def mean(self, exp_avg: Tensor, grad: Tensor, step: Row) -> Tensor:
+        """``m + (g - m)*(1-beta1)``."""
+        return exp_avg + (grad - exp_avg) * step.one_minus_beta1
+
+    def mean_of_step(self, exp_avg: Tensor, grad: Tensor, step: Row) -> Tensor:
+        """What an update moves along: m, as predictions do."""
+        return exp_avg
+
+    def direction(self, state: State, look: Row) -> Tensor:
         """``u = m / (sqrt(v)*inv_sqrt_bc2 + eps)``."""
         return state[0] / (sqrt(state[-1]) * look.inv_sqrt_bc2 + look.eps)
+
+    def move(self, weight: Tensor, direction: Tensor, step: Row) -> Tensor:
+        """The weight moved along a direction."""
+        return weight * step.decay - direction * step.step_size
 
     def why_not_recoverable(self, group: Group, lr: float) -> str | None:
         """The decay of a prediction must not reach the whole weight."""
