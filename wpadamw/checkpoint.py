@@ -7,7 +7,7 @@ tensors of any shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from numbers import Real
 from typing import Any
@@ -22,6 +22,7 @@ from wpadamw.checks import (
     Group,
     check_backup,
     check_running,
+    drop_implied,
     foreign_options,
     why_no_memory,
 )
@@ -37,7 +38,7 @@ def read(
     state_dict: Mapping[str, Any],
     groups: Sequence[Group],
     options: Iterable[str],
-    of_original: Container[str],
+    of_original: Group,
     rule_of: Callable[[Group], Rule],
 ) -> tuple[list[Group], dict[Tensor, StateDict]]:
     """Copies of the saved groups with these groups' parameters, and the parameters' states.
@@ -48,7 +49,7 @@ def read(
         state_dict: what was saved.
         groups: the groups of the optimizer that loads.
         options: the names of its options.
-        of_original: those of the original optimizer.
+        of_original: those that the original optimizer gives its groups by default.
         rule_of: tells the update rule of a group.
 
     Raises:
@@ -99,21 +100,19 @@ def _check_rule(
     saved: Group,
     read: Group,
     options: Iterable[str],
-    of_original: Container[str],
+    of_original: Group,
     rule: Rule,
     where: str,
 ) -> None:
     found = saved.get("rule", rule.name)
     if not isinstance(found, str) or found != rule.name:
         raise ValueError(f"{where} is of rule {found!r:.200}, not of {rule.name!r}")
+    drop_implied(read, options, of_original)
     for name in foreign_options(read, options):
-        # What the original optimizer has, too, may be off.
-        if name not in of_original or not (read[name] is False or read[name] is None):
-            raise ValueError(
-                f"{where} has {name!r}: it is of another rule than {rule.name!r}, whose options "
-                f"are {', '.join(options)}"
-            )
-        del read[name]
+        raise ValueError(
+            f"{where} has {name!r}: it is of another rule than {rule.name!r}, whose options are "
+            f"{', '.join(options)}"
+        )
     check_backup(read, rule)
 
 
@@ -186,7 +185,8 @@ def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None
             f"{sorted(map(str, entry))}{_as_of_others(entry)}"
         )
     known = {name for other in relatives(rule) for name in other.state_names}
-    extra = [name for name in entry if name not in known | {"step", "weight", "prediction"}]
+    known |= {*rule.unused_names, "step", "weight", "prediction"}
+    extra = [name for name in entry if name not in known]
     if extra:
         raise ValueError(f"{where} must have no entry {extra[0]!r}")
 

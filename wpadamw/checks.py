@@ -45,15 +45,31 @@ def check_arguments(group: Group, original: type[torch.optim.Optimizer]) -> None
         "differentiable",
     }
     original([torch.empty(0, device="cpu")], **{name: group[name] for name in theirs})
-    _check_differentiable("differentiable", group["differentiable"])
-    _check_number("prediction_steps", group["prediction_steps"])
-    _check_prediction("prediction", group["prediction"])
+    for name in group:
+        if name in _CHECKS and name not in theirs:
+            _CHECKS[name](name, group[name])
     _check_rollout(group)
+
+
+def defaults_of(original: Callable[..., torch.optim.Optimizer]) -> Group:
+    """What the original optimizer gives its groups where nothing else is said."""
+    return original([torch.empty(0, device="cpu")]).defaults
 
 
 def foreign_options(group: Group, options: Iterable[str]) -> list[str]:
     """Options of other optimizers of ours, which would have no effect."""
     return [name for name in group if name in _CHECKS and name not in options]
+
+
+def drop_implied(group: Group, options: Iterable[str], of_original: Group) -> None:
+    """Removes options of others that say what always holds in the original optimizer."""
+    for name in foreign_options(group, options):
+        if name in of_original and _is_same(group[name], of_original[name]):
+            del group[name]
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and bool(value == default)
 
 
 def check_known(group: Group, options: Iterable[str], optimizer: str) -> None:
@@ -142,6 +158,10 @@ def _check_prediction(name: str, value: Any) -> None:
     _check_one_of(name, value, ("linear", "rollout"))
 
 
+def _check_eps_mode(name: str, value: Any) -> None:
+    _check_one_of(name, value, ("accumulating", "inside", "outside"))
+
+
 def _check_hint(name: str, value: Any) -> None:
     _check_one_of(name, value, (False, True, None))
 
@@ -165,9 +185,17 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "lr": _check_lr,
     "betas": _check_betas,
     "eps": _check_number,
+    "eps_mode": _check_eps_mode,
+    "outer_eps": _check_flag,
     "momentum": _check_number,
     "dampening": _check_real,
     "weight_decay": _check_number,
+    "decoupled_weight_decay": _check_flag,
+    "weight_decouple": _check_flag,
+    "fixed_decay": _check_flag,
+    "rectify": _check_flag,
+    "degenerated_to_sgd": _check_flag,
+    "print_change_log": _check_flag,
     "nesterov": _check_flag,
     "amsgrad": _check_flag,
     "maximize": _check_flag,

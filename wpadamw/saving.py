@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wpadamw import checkpoint
-from wpadamw.checks import plain_numbers
+from wpadamw.checks import defaults_of, plain_numbers
 from wpadamw.compat import disable_dynamo, outside_inference_mode
 from wpadamw.upkeep import Plans, Upkeep
 
@@ -80,9 +79,8 @@ class Saving(Upkeep):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             if (replaced := pre_hook(self, state_dict)) is not None:
                 state_dict = replaced
-        of_original = inspect.signature(self.original).parameters
         groups, state = checkpoint.read(
-            state_dict, self.param_groups, self.defaults, of_original, self._rule
+            state_dict, self.param_groups, self.defaults, defaults_of(self.original), self._rule
         )
         self._replace(defaultdict(dict, state), groups)
         self._receive()

@@ -65,6 +65,8 @@ class Rule:
     # Whether it corrects a bias that depends on the count of updates. Checkpoints of the original
     # optimizer have an entry ``step`` then.
     has_time: ClassVar[bool] = True
+    # Tensors in those that nothing reads.
+    unused_names: ClassVar[tuple[str, ...]] = ()
     Hyper: ClassVar[Any]
     Step: ClassVar[Any]
     Look: ClassVar[Any]
