@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 FUSED = "AdamW(fused=True)"
 FUSED_BF16 = "AdamW(fused=True) on fp32 masters, and casts"
 FUSED_SGD = "SGD(fused=True)"
+FUSED_ADAM = "Adam(fused=True)"
 FOREACH = "AdamW(foreach=True)"
 FOR_LOOP = "AdamW(foreach=False)"
 COMPILED = "AdamW, torch.compile"
@@ -114,6 +115,8 @@ ENTRANTS = (
     Entrant(FUSED_SGD, "torch.optim:SGD", _SGD | {"fused": True}, ("fp32", "study"), 20, 16),
     Entrant("WPNAdamW", "wpadamw:WPNAdamW", _adam(), ("fp32", "study", "train"), STEP_BYTES + 4),
     Entrant("WPSGD", "wpadamw:WPSGD", _SGD, ("fp32", "study", "train"), 24, 16),
+    Entrant(FUSED_ADAM, "torch.optim:Adam", _adam(fused=True), ("fp32", "study"), STEP_BYTES),
+    Entrant("WPAdam", "wpadamw:WPAdam", _adam(), ("fp32", "study", "train"), STEP_BYTES + 4),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),

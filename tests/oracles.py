@@ -138,6 +138,29 @@ class SlowNAdamW(SlowAdamW):
         return self.mean(g, c)
 
 
+class SlowCoupled(SlowAdamW):
+    def decayed(self, g: float, c: Any) -> float:
+        return self.fl(g + self.fl(self.w * c.coupled))
+
+
+class SlowAdam(SlowCoupled):
+    """What it does not multiply by is 1."""
+
+    def scalars(self) -> Any:
+        c = super().scalars()
+        c.decay, c.coupled = 1.0, self.fl(self.options["weight_decay"])
+        return c
+
+    def look(self, ahead: int = 0, share: float = 0.0) -> Any:
+        look = super().look(ahead, share)
+        look.decay = 1.0
+        return look
+
+
+class SlowAdamAMSGrad(SlowLargest, SlowAdam):
+    state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
 class SlowSGD(Slow):
     state_names = ("momentum_buffer",)
 

@@ -7,14 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from oracles import (
     Slow,
+    SlowAdam,
+    SlowAdamAMSGrad,
     SlowAdamW,
     SlowAMSGrad,
     SlowNAdamW,
     SlowSGD,
 )
 
-from wpadamw import WPSGD, WPAdamW, WPNAdamW
+from wpadamw import WPSGD, WPAdam, WPAdamW, WPNAdamW
 from wpadamw.rules import adamw, amsgrad, nadamw, sgd
+from wpadamw.rules.adam import Adam
+from wpadamw.rules.adam_amsgrad import AdamAMSGrad
 from wpadamw.rules.rule import Rule
 
 
@@ -42,6 +46,8 @@ def _cases() -> dict[str, RuleCase]:
         ("adamw", adamw.AdamW, WPAdamW, SlowAdamW, {}),
         ("amsgrad", amsgrad.AMSGrad, WPAdamW, SlowAMSGrad, amsgrad_on),
         ("nadamw", nadamw.NAdamW, WPNAdamW, SlowNAdamW, {}),
+        ("adam", Adam, WPAdam, SlowAdam, {}),
+        ("adam-amsgrad", AdamAMSGrad, WPAdam, SlowAdamAMSGrad, amsgrad_on),
     ]
     return {name: RuleCase(rule, make, slow, {**_ADAM, **o}) for name, rule, make, slow, o in rows}
 

@@ -4,7 +4,14 @@ from importlib.metadata import version
 
 from wpadamw._backends import backends
 from wpadamw.attach import attach
-from wpadamw.optimizers import WPSGD, WPAdamW, WPNAdamW
+from wpadamw.optimizers import WPSGD, WPAdam, WPAdamW, WPNAdamW
 
-__all__ = ["WPSGD", "WPAdamW", "WPNAdamW", "attach", "backends"]
+__all__ = [
+    "WPSGD",
+    "WPAdam",
+    "WPAdamW",
+    "WPNAdamW",
+    "attach",
+    "backends",
+]
 __version__ = version("wpadamw")
