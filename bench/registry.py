@@ -101,6 +101,7 @@ def _adam(**options: Any) -> dict[str, Any]:
 
 _TORCH, _WP = "torch.optim:AdamW", "wpadamw:WPAdamW"
 _SGD: dict[str, Any] = {"momentum": 0.9}
+_BELIEF = _adam(eps=1e-16)
 _RACE, _PEER = ("fp32", "peers"), ("peers",)
 _S = "prediction_steps"
 
@@ -117,6 +118,8 @@ ENTRANTS = (
     Entrant("WPSGD", "wpadamw:WPSGD", _SGD, ("fp32", "study", "train"), 24, 16),
     Entrant(FUSED_ADAM, "torch.optim:Adam", _adam(fused=True), ("fp32", "study"), STEP_BYTES),
     Entrant("WPAdam", "wpadamw:WPAdam", _adam(), ("fp32", "study", "train"), STEP_BYTES + 4),
+    Entrant("WPAdaBelief", "wpadamw:WPAdaBelief", _BELIEF, (*_RACE, "study", "train"),
+            STEP_BYTES + 4),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),

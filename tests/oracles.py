@@ -161,6 +161,82 @@ class SlowAdamAMSGrad(SlowLargest, SlowAdam):
     state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
+class SlowAdaBelief(SlowCoupled):
+    state_names = ("exp_avg", "exp_avg_var")
+
+    def option(self, name: str) -> Any:
+        return self.options.get(name, {"weight_decouple": True}.get(name, False))
+
+    def eps(self) -> tuple[float, float, float, float]:
+        """In the state, under the root, beside it, and beside it in a rectified update."""
+        eps = self.options["eps"]
+        return {
+            "accumulating": (eps, 0.0, eps, eps),
+            "inside": (0.0, eps, 0.0, 0.0),
+            "outside": (0.0, 0.0, eps, eps),
+        }[self.options["eps_mode"]]
+
+    def decay(self) -> float:
+        """What a whole update takes of a weight."""
+        o = self.options
+        if not self.option("weight_decouple"):
+            return 0.0
+        return o["weight_decay"] * (1.0 if self.option("fixed_decay") else o["lr"])
+
+    def length(self, k: int) -> tuple[float, float]:
+        beta2 = self.options["betas"][1]
+        longest = 2 / (1 - beta2) - 1
+        return longest - 2 * beta2**k * k / (1 - beta2**k), longest
+
+    def size(self, k: int) -> float:
+        """lr/(1 - beta1^k), rectified."""
+        (beta1, beta2), (n, n_max) = self.options["betas"], self.length(k)
+        factor = 1.0
+        if self.option("rectify") and n < 5:
+            factor = float(self.option("degenerated_to_sgd"))
+        elif self.option("rectify"):
+            factor = math.sqrt(
+                (1 - beta2**k) * (n - 4) / (n_max - 4) * (n - 2) / n * n_max / (n_max - 2)
+            )
+        return self.options["lr"] * factor / (1 - beta1**k)
+
+    def scalars(self) -> Any:
+        c = super().scalars()
+        fl, is_coupled = self.fl, not self.option("weight_decouple")
+        c.state_eps, c.step_size = fl(self.eps()[0]), fl(self.size(self.k))
+        c.decay = fl(1 - self.decay())
+        c.coupled = fl(self.options["weight_decay"] if is_coupled else 0.0)
+        return c
+
+    def look(self, ahead: int = 0, share: float = 0.0) -> Any:
+        o, k, (beta1, beta2) = self.options, self.k + ahead, self.options["betas"]
+        _, root_eps, eps, rectified_eps = self.eps()
+        root_eps, root_size = root_eps * (1 - beta2**k), 1 / math.sqrt(1 - beta2**k)
+        if self.option("rectify"):
+            root_size, eps = 1.0, rectified_eps
+            if self.length(k)[0] < 5:
+                root_eps, root_size, eps = 0.0, 0.0, 1.0
+        return self.rounded(
+            root_eps=root_eps,
+            root_size=root_size,
+            eps=eps,
+            decay=1 - share * (self.decay() if o["predict_decay"] else 0.0),
+            size=share * beta1**ahead * self.size(k),
+        )
+
+    def moments(self, g: float, c: Any) -> None:
+        super().moments(g, c)
+        v = self.state_names[1]
+        self.state[v] = self.fl(self.state[v] + c.state_eps)
+
+    def residual(self, g: float) -> float:
+        return self.fl(g - self.state["exp_avg"])
+
+
+class SlowAdaBeliefAMSGrad(SlowLargest, SlowAdaBelief):
+    state_names = ("exp_avg", "exp_avg_var", "max_exp_avg_var")
+
+
 class SlowSGD(Slow):
     state_names = ("momentum_buffer",)
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from oracles import (
     Slow,
+    SlowAdaBelief,
+    SlowAdaBeliefAMSGrad,
     SlowAdam,
     SlowAdamAMSGrad,
     SlowAdamW,
@@ -15,8 +17,10 @@ from oracles import (
     SlowSGD,
 )
 
-from wpadamw import WPSGD, WPAdam, WPAdamW, WPNAdamW
+from wpadamw import WPSGD, WPAdaBelief, WPAdam, WPAdamW, WPNAdamW
 from wpadamw.rules import adamw, amsgrad, nadamw, sgd
+from wpadamw.rules.adabelief import AdaBelief
+from wpadamw.rules.adabelief_amsgrad import AdaBeliefAMSGrad
 from wpadamw.rules.adam import Adam
 from wpadamw.rules.adam_amsgrad import AdamAMSGrad
 from wpadamw.rules.rule import Rule
@@ -48,6 +52,13 @@ def _cases() -> dict[str, RuleCase]:
         ("nadamw", nadamw.NAdamW, WPNAdamW, SlowNAdamW, {}),
         ("adam", Adam, WPAdam, SlowAdam, {}),
         ("adam-amsgrad", AdamAMSGrad, WPAdam, SlowAdamAMSGrad, amsgrad_on),
+        ("adabelief", AdaBelief, WPAdaBelief, SlowAdaBelief, {}),
+        ("adabelief-coupled", AdaBelief, WPAdaBelief, SlowAdaBelief, {"weight_decouple": False}),
+        ("adabelief-fixed-decay", AdaBelief, WPAdaBelief, SlowAdaBelief, {"fixed_decay": True}),
+        ("adabelief-inside", AdaBelief, WPAdaBelief, SlowAdaBelief, {"eps_mode": "inside"}),
+        ("adabelief-outside", AdaBelief, WPAdaBelief, SlowAdaBelief, {"eps_mode": "outside"}),
+        ("adabelief-rectified", AdaBelief, WPAdaBelief, SlowAdaBelief, {"rectify": True}),
+        ("adabelief-amsgrad", AdaBeliefAMSGrad, WPAdaBelief, SlowAdaBeliefAMSGrad, amsgrad_on),
     ]
     return {name: RuleCase(rule, make, slow, {**_ADAM, **o}) for name, rule, make, slow, o in rows}
 

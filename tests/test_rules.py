@@ -46,7 +46,7 @@ def test_steps_and_predictions_follow_the_formulas_to_the_bit(case, options, dty
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
-@pytest.mark.parametrize("name", ["adamw"])
+@pytest.mark.parametrize("name", ["adamw", "adabelief", "adabelief-fixed-decay"])
 def test_predictions_may_leave_the_decay_out(name, dtype, generator):
     check_formulas(RULES[name], dtype, generator, predict_decay=False)
 

@@ -4,10 +4,11 @@ from importlib.metadata import version
 
 from wpadamw._backends import backends
 from wpadamw.attach import attach
-from wpadamw.optimizers import WPSGD, WPAdam, WPAdamW, WPNAdamW
+from wpadamw.optimizers import WPSGD, WPAdaBelief, WPAdam, WPAdamW, WPNAdamW
 
 __all__ = [
     "WPSGD",
+    "WPAdaBelief",
     "WPAdam",
     "WPAdamW",
     "WPNAdamW",
