@@ -237,6 +237,19 @@ class SlowAdaBeliefAMSGrad(SlowLargest, SlowAdaBelief):
     state_names = ("exp_avg", "exp_avg_var", "max_exp_avg_var")
 
 
+class SlowAdaM3(SlowAdaBelief):
+    def eps(self) -> tuple[float, float, float, float]:
+        eps = self.options["eps"]
+        return eps, 0.0, 0.0, eps
+
+    def residual(self, g: float) -> float:
+        return self.state["exp_avg"]
+
+
+class SlowAdaM3AMSGrad(SlowLargest, SlowAdaM3):
+    state_names = ("exp_avg", "exp_avg_var", "max_exp_avg_var")
+
+
 class SlowSGD(Slow):
     state_names = ("momentum_buffer",)
 

@@ -10,6 +10,8 @@ from oracles import (
     SlowAdaBelief,
     SlowAdaBeliefAMSGrad,
     SlowAdam,
+    SlowAdaM3,
+    SlowAdaM3AMSGrad,
     SlowAdamAMSGrad,
     SlowAdamW,
     SlowAMSGrad,
@@ -17,11 +19,13 @@ from oracles import (
     SlowSGD,
 )
 
-from wpadamw import WPSGD, WPAdaBelief, WPAdam, WPAdamW, WPNAdamW
+from wpadamw import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPNAdamW
 from wpadamw.rules import adamw, amsgrad, nadamw, sgd
 from wpadamw.rules.adabelief import AdaBelief
 from wpadamw.rules.adabelief_amsgrad import AdaBeliefAMSGrad
 from wpadamw.rules.adam import Adam
+from wpadamw.rules.adam3 import AdaM3
+from wpadamw.rules.adam3_amsgrad import AdaM3AMSGrad
 from wpadamw.rules.adam_amsgrad import AdamAMSGrad
 from wpadamw.rules.rule import Rule
 
@@ -41,6 +45,7 @@ class RuleCase(NamedTuple):
 
 
 _ADAM: dict[str, Any] = {"betas": (0.87, 0.993), "eps": 1e-6, "weight_decay": 0.07}
+STILL_AT_FIRST = {"rectify": True, "degenerated_to_sgd": False}
 
 
 def _cases() -> dict[str, RuleCase]:
@@ -59,6 +64,9 @@ def _cases() -> dict[str, RuleCase]:
         ("adabelief-outside", AdaBelief, WPAdaBelief, SlowAdaBelief, {"eps_mode": "outside"}),
         ("adabelief-rectified", AdaBelief, WPAdaBelief, SlowAdaBelief, {"rectify": True}),
         ("adabelief-amsgrad", AdaBeliefAMSGrad, WPAdaBelief, SlowAdaBeliefAMSGrad, amsgrad_on),
+        ("adam3", AdaM3, WPAdaM3, SlowAdaM3, {}),
+        ("adam3-rectified", AdaM3, WPAdaM3, SlowAdaM3, STILL_AT_FIRST),
+        ("adam3-amsgrad", AdaM3AMSGrad, WPAdaM3, SlowAdaM3AMSGrad, amsgrad_on),
     ]
     return {name: RuleCase(rule, make, slow, {**_ADAM, **o}) for name, rule, make, slow, o in rows}
 

@@ -4,11 +4,12 @@ from importlib.metadata import version
 
 from wpadamw._backends import backends
 from wpadamw.attach import attach
-from wpadamw.optimizers import WPSGD, WPAdaBelief, WPAdam, WPAdamW, WPNAdamW
+from wpadamw.optimizers import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPNAdamW
 
 __all__ = [
     "WPSGD",
     "WPAdaBelief",
+    "WPAdaM3",
     "WPAdam",
     "WPAdamW",
     "WPNAdamW",

@@ -12,9 +12,12 @@ from wpadamw.checks import Group
 from wpadamw.optimizer import WeightPrediction
 from wpadamw.rules.adabelief import AdaBelief
 from wpadamw.rules.adabelief_amsgrad import AdaBeliefAMSGrad
+from wpadamw.rules.adam3 import AdaM3
+from wpadamw.rules.adam3_amsgrad import AdaM3AMSGrad
 from wpadamw.rules.rule import Rule
 
 _ADABELIEF, _ADABELIEF_AMSGRAD = AdaBelief(), AdaBeliefAMSGrad()
+_ADAM3, _ADAM3_AMSGRAD = AdaM3(), AdaM3AMSGrad()
 
 
 class WPAdaBelief(WeightPrediction):
@@ -91,3 +94,71 @@ class WPAdaBelief(WeightPrediction):
 
     def _rule(self, group: Group) -> Rule:
         return _ADABELIEF_AMSGRAD if group["amsgrad"] else _ADABELIEF
+
+
+class WPAdaM3(WeightPrediction):
+    r"""AdaM3 (AdaMomentum) with weight prediction, with the arguments of its authors' ``AdaM3``.
+
+    The second moment is that of the momentum (Wang et al. 2021, arXiv 2106.11514, Algorithm 1); the
+    prediction goes along the direction of the last update::
+
+        m     = beta1*m + (1 - beta1)*g
+        s     = beta2*s + (1 - beta2)*m^2 + eps
+        w     = (1 - lr*weight_decay)*w - lr*u,   u = m_hat / sqrt(s_hat)
+        w_hat = w - lr*prediction_steps*(u + weight_decay*w)
+
+    The first update moves a weight by ``lr/(1 - beta1)``, ten times as far as Adam, where eps does
+    not count.
+
+    Args:
+        params: parameters or parameter groups, of the dtypes of `WPAdamW`.
+        lr: learning rate >= 0, a number or a tensor of one element.
+        betas: decay rates of the moments, in [0, 1).
+        eps: added to the second moment in each update, >= 0.
+        weight_decay: decay, >= 0.
+        amsgrad, weight_decouple, fixed_decay, rectify, degenerated_to_sgd: as in `WPAdaBelief`. A
+            rectified update has eps beside the root, too.
+        maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
+            predict_decay, predict_in_step, backup, amp, backend: as in `WPAdamW`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range and duplicate parameters.
+        TypeError: for parameters of another dtype.
+        RuntimeError: for a backend that cannot run here.
+
+    Example:
+        >>> opt = wpadamw.WPAdaM3(model.parameters(), lr=1e-3, weight_decay=0.01)
+    """
+
+    original = torch.optim.AdamW  # the authors' code is no package
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        weight_decouple: bool = True,
+        fixed_decay: bool = False,
+        rectify: bool = False,
+        degenerated_to_sgd: bool = True,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        prediction_steps: float = 1.0,
+        prediction: Literal["linear", "rollout"] = "linear",
+        predict_decay: bool = True,
+        predict_in_step: bool = True,
+        backup: bool = True,
+        amp: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(locals())
+
+    def _rule(self, group: Group) -> Rule:
+        return _ADAM3_AMSGRAD if group["amsgrad"] else _ADAM3
