@@ -250,6 +250,18 @@ class SlowAdaM3AMSGrad(SlowLargest, SlowAdaM3):
     state_names = ("exp_avg", "exp_avg_var", "max_exp_avg_var")
 
 
+class SlowAdaPlus(SlowNAdamW, SlowAdaBelief):
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def eps(self) -> tuple[float, float, float, float]:
+        eps = self.options["eps"]
+        return eps, 0.0, eps if self.options["outer_eps"] else 0.0, 0.0
+
+
+class SlowAdaPlusAMSGrad(SlowLargest, SlowAdaPlus):
+    state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
 class SlowSGD(Slow):
     state_names = ("momentum_buffer",)
 

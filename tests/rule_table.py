@@ -14,12 +14,14 @@ from oracles import (
     SlowAdaM3AMSGrad,
     SlowAdamAMSGrad,
     SlowAdamW,
+    SlowAdaPlus,
+    SlowAdaPlusAMSGrad,
     SlowAMSGrad,
     SlowNAdamW,
     SlowSGD,
 )
 
-from wpadamw import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPNAdamW
+from wpadamw import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPAdaPlus, WPNAdamW
 from wpadamw.rules import adamw, amsgrad, nadamw, sgd
 from wpadamw.rules.adabelief import AdaBelief
 from wpadamw.rules.adabelief_amsgrad import AdaBeliefAMSGrad
@@ -27,6 +29,8 @@ from wpadamw.rules.adam import Adam
 from wpadamw.rules.adam3 import AdaM3
 from wpadamw.rules.adam3_amsgrad import AdaM3AMSGrad
 from wpadamw.rules.adam_amsgrad import AdamAMSGrad
+from wpadamw.rules.adaplus import AdaPlus
+from wpadamw.rules.adaplus_amsgrad import AdaPlusAMSGrad
 from wpadamw.rules.rule import Rule
 
 
@@ -67,6 +71,9 @@ def _cases() -> dict[str, RuleCase]:
         ("adam3", AdaM3, WPAdaM3, SlowAdaM3, {}),
         ("adam3-rectified", AdaM3, WPAdaM3, SlowAdaM3, STILL_AT_FIRST),
         ("adam3-amsgrad", AdaM3AMSGrad, WPAdaM3, SlowAdaM3AMSGrad, amsgrad_on),
+        ("adaplus", AdaPlus, WPAdaPlus, SlowAdaPlus, {}),
+        ("adaplus-inner-eps", AdaPlus, WPAdaPlus, SlowAdaPlus, {"outer_eps": False}),
+        ("adaplus-amsgrad", AdaPlusAMSGrad, WPAdaPlus, SlowAdaPlusAMSGrad, amsgrad_on),
     ]
     return {name: RuleCase(rule, make, slow, {**_ADAM, **o}) for name, rule, make, slow, o in rows}
 
