@@ -138,9 +138,13 @@ ENTRANTS = (
     Entrant("NAdamW", "torch.optim:NAdam", _adam(decoupled_weight_decay=True), ("study", "train")),
     Entrant("AdamWScheduleFree", ".steppers:schedule_free", _adam(), ("study", "train", "peers"),
             temporary_bytes=16, package="schedulefree", is_scheduled=False),
+    Entrant("AdaBelief (pytorch_optimizer)", "pytorch_optimizer:AdaBelief", _BELIEF,
+            ("study", "peers"), temporary_bytes=16, package="pytorch_optimizer"),
     # Beside other packages.
     Entrant(FOR_LOOP, _TORCH, _adam(foreach=False), _PEER, temporary_bytes=8),
     Entrant(COMPILED, ".steppers:Compiled", _adam(), _PEER, temporary_bytes=16),
+    Entrant("AdaBelief (adabelief_pytorch)", ".steppers:adabelief", _BELIEF, _PEER,
+            temporary_bytes=16, package="adabelief_pytorch"),
     *(
         Entrant(name, factory, _adam(**options), _PEER, moved, temporary_bytes=16, package=package)
         for name, factory, options, moved, package in (

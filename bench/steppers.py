@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 from typing import Any
 
 import torch
@@ -120,3 +122,10 @@ def schedule_free(params: Any, **options: Any) -> Any:
     optimizer = importlib.import_module("schedulefree").AdamWScheduleFree(params, **options)
     optimizer.train()
     return optimizer
+
+
+def adabelief(params: Any, **options: Any) -> Any:
+    """The authors' AdaBelief as in their paper, without what it prints."""
+    kind = importlib.import_module("adabelief_pytorch").AdaBelief
+    with contextlib.redirect_stdout(io.StringIO()):
+        return kind(params, rectify=False, print_change_log=False, **options)

@@ -266,6 +266,7 @@ def test_missing_package_leaves_its_entries_out_by_name(monkeypatch):
     assert study._left_out(["gpt", "digits"]) == {
         "digits": "no sklearn",
         "AdamWScheduleFree": "no schedulefree",
+        "AdaBelief (pytorch_optimizer)": "no pytorch_optimizer",
     }
 
 
