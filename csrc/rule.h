@@ -38,8 +38,6 @@ template <typename Rule>
 constexpr int kNumStep = kNumFields<typename Rule::template Step<double>, double>;
 template <typename Rule>
 constexpr int kNumLook = kNumFields<typename Rule::template Look<double>, double>;
-template <typename Rule>
-constexpr int kRowWidth = kNumStep<Rule> + kNumLook<Rule>;
 
 // A part of a row of float64 numbers, each rounded to the dtype of the state.
 template <typename part_t, typename real_t>

@@ -23,18 +23,24 @@ WPADAMW_HOST_DEVICE void prefetch_block(const value_t* values) {
   }
 }
 
-template <Operation kOperation, Source kSource, typename Rule, typename param_t, typename grad_t>
-WPADAMW_HOST_DEVICE void prefetch(const Tensor<Rule, param_t, grad_t>& tensor, int64_t i) {
+template <Operation kOperation, Source kSource, typename Rule, typename param_t>
+WPADAMW_HOST_DEVICE void prefetch(const Tensor<Rule, param_t>& tensor, int64_t i) {
   if constexpr (kSource == Source::kBackup) prefetch_block(tensor.weight + i);
   if constexpr (kSource != Source::kBackup) prefetch_block(tensor.param + i);
   if constexpr (kOperation == Operation::kRestore && kSource == Source::kBackup) return;
   for (int k = 0; k < Rule::kNumStates; ++k) prefetch_block(tensor.state.at[k] + i);
-  if constexpr (is_step(kOperation)) prefetch_block(tensor.grad + i);
+  if constexpr (is_step(kOperation)) {
+    if (tensor.has_real_grad) {
+      prefetch_block(tensor.real_grad() + i);
+    } else {
+      prefetch_block(tensor.other_grad() + i);
+    }
+  }
 }
 
 // Predicts by the further looks what the first one has predicted.
-template <typename Rule, typename param_t, typename grad_t>
-void look_on(const Tensor<Rule, param_t, grad_t>& tensor, int64_t begin, int64_t n, param_t* out) {
+template <typename Rule, typename param_t>
+void look_on(const Tensor<Rule, param_t>& tensor, int64_t begin, int64_t n, param_t* out) {
   using real_t = typename RealOf<param_t>::type;
   if constexpr (std::is_same_v<param_t, real_t>) {
     tensor.look_on(1, begin, n, out);
@@ -47,9 +53,9 @@ void look_on(const Tensor<Rule, param_t, grad_t>& tensor, int64_t begin, int64_t
 }
 
 // The operation on elements [begin, begin + n); the new parameters go to `out`.
-template <Operation kOperation, Source kSource, typename Rule, typename param_t, typename grad_t>
-WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t, grad_t>& tensor, int64_t begin,
-                                   int64_t n, param_t* __restrict out) {
+template <Operation kOperation, Source kSource, typename Rule, typename param_t>
+WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t begin, int64_t n,
+                                   param_t* __restrict out) {
   using real_t = typename RealOf<param_t>::type;
   const RowOf<Rule, real_t> row = tensor.row;
   alignas(64) real_t undone[kBlock];
@@ -60,6 +66,9 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t, grad_t>& tensor, 
       held = undone;
     }
   }
+  alignas(64) real_t converted[kBlock];
+  const real_t* grads = nullptr;
+  if constexpr (is_step(kOperation)) grads = tensor.gradients(begin, n, converted);
   // Every load of an element precedes its stores and no two arrays overlap.
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
@@ -67,7 +76,7 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t, grad_t>& tensor, 
     const auto state = tensor.load_state(i);
     Element<Rule, real_t> element{state, tensor.template true_weight<kSource>(i, state, held[j])};
     real_t gradient{};
-    if constexpr (is_step(kOperation)) gradient = tensor.gradient(i);
+    if constexpr (is_step(kOperation)) gradient = grads[j] * tensor.grad_factor;
     out[j] = Round<param_t>::from(apply<kOperation>(element, gradient, row));
     if constexpr (is_step(kOperation)) {
       tensor.store_state(i, element.state);
@@ -79,10 +88,9 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t, grad_t>& tensor, 
   }
 }
 
-template <typename Rule, typename dtypes, Operation kOperation, Source kSource>
+template <typename Rule, typename param_t, Operation kOperation, Source kSource>
 void run_range(const Task& task, int64_t begin, int64_t end, bool streaming) {
-  using param_t = typename dtypes::param_t;
-  const Tensor<Rule, param_t, typename dtypes::grad_t> tensor(task);
+  const Tensor<Rule, param_t> tensor(task);
   alignas(64) param_t out[kBlock];
   // Without a backup the parameter's line has just been read: nothing to save by streaming.
   streaming = streaming && kSource == Source::kBackup;
@@ -99,7 +107,7 @@ void run_range(const Task& task, int64_t begin, int64_t end, bool streaming) {
 template <typename Rule, typename dtypes, Operation kOperation, Source kSource>
 constexpr Run run_or_null() {
   if constexpr (is_compiled<Rule, dtypes>(kOperation, kSource)) {
-    return run_range<Rule, DtypesOf<kOperation, dtypes>, kOperation, kSource>;
+    return run_range<Rule, typename dtypes::param_t, kOperation, kSource>;
   } else {
     return nullptr;
   }

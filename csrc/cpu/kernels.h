@@ -21,7 +21,8 @@ struct Task {
   const double* row;
   const double* held;  // row of the prediction that the parameter holds, where it holds one
   double grad_factor;
-  int num_looks;  // of a row
+  bool has_real_grad;  // its dtype is that of the state
+  int num_looks;       // of a row
 };
 
 // The operation on elements [begin, end).

@@ -20,10 +20,10 @@ WPADAMW_HOST_DEVICE real_t sum_by_halves(real_t* values, int64_t n) {
   return values[0];
 }
 
-template <Source kSource, typename Rule, typename dtypes>
+template <Source kSource, typename Rule, typename param_t>
 void sum_chunk(const Task& task, int64_t begin, int64_t n, double* sums) {
-  using real_t = typename dtypes::real_t;
-  const Tensor<Rule, typename dtypes::param_t, typename dtypes::grad_t> tensor(task);
+  using real_t = typename RealOf<param_t>::type;
+  const Tensor<Rule, param_t> tensor(task);
   alignas(64) real_t values[Rule::kNumTerms][kChunkNumel];
   const auto* held = tensor.param + begin;
   alignas(64) real_t undone[kSource == Source::kPrediction ? kChunkNumel : 1];
@@ -33,13 +33,15 @@ void sum_chunk(const Task& task, int64_t begin, int64_t n, double* sums) {
       held = undone;
     }
   }
+  alignas(64) real_t converted[kChunkNumel];
+  const real_t* grads = tensor.gradients(begin, n, converted);
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
     const int64_t i = begin + j;
     const auto state = tensor.load_state(i);
     const real_t weight = tensor.template true_weight<kSource>(i, state, held[j]);
     const auto terms =
-        Rule::terms(weight, state, tensor.gradient(i), tensor.row.step, tensor.row.look);
+        Rule::terms(weight, state, grads[j] * tensor.grad_factor, tensor.row.step, tensor.row.look);
     for (int t = 0; t < Rule::kNumTerms; ++t) values[t][j] = terms.at[t];
   }
   for (int t = 0; t < Rule::kNumTerms; ++t) sums[t] = sum_by_halves(values[t], n);
@@ -50,9 +52,9 @@ constexpr Sum sum_or_null() {
   if constexpr (Rule::kNumTerms == 0) {
     return nullptr;
   } else if constexpr (!kCanStep<Rule>) {  // knows no true weights: what parameters hold will do
-    return sum_chunk<Source::kParam, Rule, dtypes>;
+    return sum_chunk<Source::kParam, Rule, typename dtypes::param_t>;
   } else if constexpr (has_source<Rule, dtypes>(kSource)) {
-    return sum_chunk<kSource, Rule, dtypes>;
+    return sum_chunk<kSource, Rule, typename dtypes::param_t>;
   } else {
     return nullptr;
   }

@@ -6,15 +6,18 @@
 namespace wpadamw::cpu::WPADAMW_ISA {
 namespace {
 
-// Every pointer is at the first element.
-template <typename Rule, typename param_t, typename grad_t>
+// Every pointer is at the first element. Gradients are of the state's dtype or of another one, and
+// are converted to it block by block: loops for each of both would take twice as long to compile.
+template <typename Rule, typename param_t>
 struct Tensor {
   using real_t = typename RealOf<param_t>::type;
+  using other_grad_t = std::conditional_t<std::is_same_v<param_t, double>, float, param_t>;
   using State = typename Rule::template State<real_t>;
   using Look = typename Rule::template Look<real_t>;
 
   param_t* param;
-  const grad_t* grad;
+  const void* grad;
+  bool has_real_grad;
   real_t* weight = nullptr;
   Values<real_t*, Rule::kNumStates> state;
   real_t grad_factor;
@@ -26,7 +29,8 @@ struct Tensor {
 
   explicit WPADAMW_HOST_DEVICE Tensor(const Task& task)
       : param(reinterpret_cast<param_t*>(task.param)),
-        grad(reinterpret_cast<const grad_t*>(task.grad)),
+        grad(reinterpret_cast<const void*>(task.grad)),
+        has_real_grad(task.has_real_grad),
         grad_factor(static_cast<real_t>(task.grad_factor)),
         row(round_row<Rule, real_t>(task.row)),
         looks(task.row + kNumStep<Rule>),
@@ -86,7 +90,16 @@ struct Tensor {
     }
   }
 
-  WPADAMW_HOST_DEVICE real_t gradient(int64_t i) const { return to_real(grad[i]) * grad_factor; }
+  // n gradients from element `begin` on, in `values` if they have to be converted.
+  WPADAMW_HOST_DEVICE const real_t* gradients(int64_t begin, int64_t n, real_t* values) const {
+    if (std::is_same_v<other_grad_t, real_t> || has_real_grad) return real_grad() + begin;
+    for (int64_t j = 0; j < n; ++j) values[j] = static_cast<real_t>(to_real(other_grad()[begin + j]));
+    return values;
+  }
+  WPADAMW_HOST_DEVICE const real_t* real_grad() const { return static_cast<const real_t*>(grad); }
+  WPADAMW_HOST_DEVICE const other_grad_t* other_grad() const {
+    return static_cast<const other_grad_t*>(grad);
+  }
 };
 
 }  // namespace

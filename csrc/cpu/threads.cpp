@@ -44,12 +44,14 @@ Source source_of(const Bucket& bucket, const Call& call, const Span& span) {
 }
 
 Task task_of(const Bucket& bucket, const Call& call, const Span& span) {
+  const DType real = bucket.param_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   const auto row = [&](int32_t i) { return call.scalars + int64_t{i} * call.row_width; };
   return {span.param,           span.grad,
           span.offset,          bucket.weight,
           bucket.state.data(),  row(std::max(span.row, 0)),
           span.held < 0 ? nullptr : row(span.held),
-          call.grad_factor,     bucket.num_looks};
+          call.grad_factor,     call.grad_dtype == real,
+          bucket.num_looks};
 }
 
 int useful_threads(int64_t total, int most) {

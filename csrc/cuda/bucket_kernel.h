@@ -18,7 +18,7 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
   using Loaded = typename Base::template Loaded<kN>;
   using Base::Base;
 
-  bool moves = true;  // a prediction may move nothing
+  bool moves = true;  // where it predicts: a prediction may move nothing
 
   // Returns what it holds, predicted by the first look.
   template <int kN>
@@ -27,7 +27,7 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     real_t gradient{};
     if constexpr (is_step(kOperation)) gradient = this->gradient(loaded, j);
     real_t held = apply<kOperation>(element, gradient, this->row);
-    if constexpr (kOperation == Operation::kPredict) held = moves ? held : element.weight;
+    if constexpr (predicts(kOperation)) held = moves ? held : element.weight;
     loaded.weight.values[j] = element.weight;
 #pragma unroll
     for (int k = 0; k < Rule::kNumStates; ++k) {
@@ -36,33 +36,18 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     return held;
   }
 
-  // From the load to the store of element i and those after it.
   template <int kN>
-  __device__ void run_loaded(const Arguments<Rule, real_t>& arguments, int i,
-                             Loaded<kN>& loaded) const {
-    real_t held[kN];
-    this->undo(arguments, loaded);
+  __device__ void store(int i, const Loaded<kN>& loaded) const {
+    if constexpr (is_step(kOperation)) {
+      if constexpr (kHasBackup) loaded.weight.store(this->weight + i);
 #pragma unroll
-    for (int j = 0; j < kN; ++j) held[j] = run_element(loaded, j);
-    if constexpr (is_step(kOperation)) store_state(i, loaded);
-    if constexpr (predicts(kOperation)) {
-      if (moves) this->look_on(arguments, loaded, held);
+      for (int k = 0; k < Rule::kNumStates; ++k) loaded.state.at[k].store(this->state.at[k] + i);
     }
-    Pack<param_t, kN> rounded;
-#pragma unroll
-    for (int j = 0; j < kN; ++j) rounded.values[j] = Round<param_t>::from(held[j]);
-    rounded.store(this->param + i);
-  }
-
-  template <int kN>
-  __device__ void store_state(int i, const Loaded<kN>& loaded) const {
-    if constexpr (kHasBackup) loaded.weight.store(this->weight + i);
-#pragma unroll
-    for (int k = 0; k < Rule::kNumStates; ++k) loaded.state.at[k].store(this->state.at[k] + i);
+    loaded.param.store(this->param + i);
   }
 
   // All loads of a thread before its first use of one: they wait for memory together.
-  __device__ void run_packs(const Arguments<Rule, real_t>& arguments) const {
+  __device__ void run_packs() const {
     constexpr int kWidth = Base::kWidth, kPacks = Base::kPacks;
     Loaded<kWidth> loaded[kPacks];
 #pragma unroll
@@ -74,7 +59,11 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     for (int p = 0; p < kPacks; ++p) {
       const int i = (p * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
       if (i + kWidth > this->numel) return;
-      run_loaded(arguments, i, loaded[p]);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        loaded[p].param.values[j] = Round<param_t>::from(run_element(loaded[p], j));
+      }
+      store(i, loaded[p]);
     }
   }
 
@@ -83,13 +72,17 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     for (int i = begin + static_cast<int>(threadIdx.x); i < this->numel; i += kThreads) {
       Loaded<1> loaded;
       this->load(i, loaded);
-      run_loaded(arguments, i, loaded);
+      this->undo(arguments, loaded);
+      real_t held = run_element(loaded, 0);
+      if (predicts(kOperation) && moves) held = this->look_on(arguments, loaded, held);
+      loaded.param.values[0] = Round<param_t>::from(held);
+      store(i, loaded);
     }
   }
 
   __device__ void run(const Arguments<Rule, real_t>& arguments) const {
-    const bool has_packs = this->has_packs();
-    if (has_packs) run_packs(arguments);
+    const bool has_packs = this->has_packs(arguments);
+    if (has_packs) run_packs();
     run_singly(arguments, has_packs ? this->numel / Base::kWidth * Base::kWidth : 0);
   }
 };
@@ -97,7 +90,7 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
 // Blocks that a multiprocessor must have room for: so many that others load while one computes, so
 // few that no register spills.
 template <typename Rule, typename real_t>
-constexpr int kMinBlocks = sizeof(real_t) == 4 && Rule::kNumStates < 5 ? 6 - Rule::kNumStates : 1;
+constexpr int kMinBlocks = sizeof(real_t) == 4 && Rule::kNumStates < 4 ? 5 - Rule::kNumStates : 1;
 
 template <typename Rule, typename param_t, typename grad_t, Operation kOperation, bool kHasBackup>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Rule, typename RealOf<param_t>::type>)
@@ -110,11 +103,17 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Rule, typename RealOf<par
     if (grad == 0) return;
   }
   BucketBlock<Rule, param_t, grad_t, kOperation, kHasBackup> block(arguments, chunk, grad);
+  if constexpr (is_step(kOperation)) block.moves = arguments.predicts;
   if constexpr (kOperation == Operation::kPredict) {
     block.moves = !arguments.moves_nothing(chunk.tensor);
     if (!kHasBackup && !block.moves) return;  // it holds its true weights
   }
   block.run(arguments);
+}
+
+// An update that is not predicted from is done by the kernel of one that is: half of the machine code.
+constexpr Operation compiled_for(Operation operation) {
+  return is_step(operation) ? Operation::kStepAndPredict : operation;
 }
 
 template <typename Rule, typename dtypes, Operation kOperation, bool kHasBackup>
@@ -132,7 +131,7 @@ template <typename Rule, typename dtypes, Operation kOperation, bool kHasBackup>
 constexpr Run run_or_null() {
   if constexpr (kCanStep<Rule> &&
                 has_source<Rule, dtypes>(kHasBackup ? Source::kBackup : Source::kParam)) {
-    return launch_bucket<Rule, DtypesOf<kOperation, dtypes>, kOperation, kHasBackup>;
+    return launch_bucket<Rule, DtypesOf<kOperation, dtypes>, compiled_for(kOperation), kHasBackup>;
   } else {
     return nullptr;
   }

@@ -7,13 +7,6 @@
 namespace wpadamw::cuda {
 namespace {
 
-// A number of which the compiler does not know that it is the same everywhere: it would write all
-// that follows twice, for each outcome of a comparison.
-__device__ inline int hidden(int number) {
-  asm volatile("" : "+r"(number));
-  return number;
-}
-
 // What a kernel reads of its bucket and call, in the dtype of the state.
 template <typename Rule, typename real_t>
 struct Arguments {
@@ -36,6 +29,7 @@ struct Arguments {
   const double* grad_factor_address;
   const float* found_inf;
   int num_looks;
+  bool predicts;
 
   Arguments(const Bucket& bucket, const Call& call)
       : chunks(bucket.chunks),
@@ -48,7 +42,8 @@ struct Arguments {
         grad_factor(static_cast<real_t>(call.grad_factor)),
         grad_factor_address(call.grad_factor_address),
         found_inf(call.found_inf),
-        num_looks(bucket.num_looks) {
+        num_looks(bucket.num_looks),
+        predicts(wpadamw::predicts(call.operation)) {
     if (call.rows.row != nullptr) row = round_row<Rule, real_t>(call.rows.row);
     if (call.rows.held != nullptr) held = round_look<Rule, real_t>(call.rows.held);
     for (int k = 0; k < Rule::kNumStates; ++k) {
@@ -130,9 +125,11 @@ struct Elements {
     for (int k = 0; k < Rule::kNumStates; ++k) state.at[k] = arguments.state.at[k] + chunk.offset;
   }
 
-  // The state is always aligned: tensors and chunks begin at multiples of whole packs there.
-  __device__ bool has_packs() const {
-    return is_aligned(param) && (!is_step(kOperation) || is_aligned(grad));
+  // The state is always aligned: tensors and chunks begin at multiples of whole packs there. Where a
+  // prediction has several looks elements are taken singly: what few need would be half of the code.
+  __device__ bool has_packs(const Arguments<Rule, real_t>& arguments) const {
+    const bool are_aligned = is_aligned(param) && (!is_step(kOperation) || is_aligned(grad));
+    return are_aligned && arguments.num_looks == 1;
   }
 
   template <int kN>
@@ -170,45 +167,32 @@ struct Elements {
     return {values, true_weight(loaded, j, values)};
   }
 
-  // Few predictions have a further look. They are read where they are needed, from the arguments:
-  // kept in registers they would cost some of every block.
+  template <int kN>
+  __device__ real_t gradient(const Loaded<kN>& loaded, int j) const {
+    return to_real(loaded.grad.values[j]) * grad_factor;
+  }
 
   // Undoes all but the first look of a prediction.
-  template <int kN>
-  __device__ void undo(const Arguments<Rule, real_t>& arguments, Loaded<kN>& loaded) const {
+  __device__ void undo(const Arguments<Rule, real_t>& arguments, Loaded<1>& loaded) const {
     if constexpr (kMayHoldPrediction) {
-      const int num_looks = holds_prediction ? hidden(arguments.num_looks) : 1;
+      real_t& value = loaded.param.values[0];
 #pragma unroll 1
-      for (int k = num_looks - 1; k > 0; --k) {
+      for (int k = holds_prediction ? arguments.num_looks - 1 : 0; k > 0; --k) {
         const double* looks = arguments.held_looks_of(tensor);
-        const Look look = round_nth_look<Rule, real_t>(looks, k);
-#pragma unroll
-        for (int j = 0; j < kN; ++j) {
-          loaded.param.values[j] =
-              Rule::recover(loaded.param.values[j], state_of(loaded, j), look);
-        }
+        value = Rule::recover(value, state_of(loaded, 0), round_nth_look<Rule, real_t>(looks, k));
       }
     }
   }
 
   // Goes on from what the first look has predicted.
-  template <int kN>
-  __device__ void look_on(const Arguments<Rule, real_t>& arguments, const Loaded<kN>& loaded,
-                          real_t (&values)[kN]) const {
-    const int num_looks = hidden(arguments.num_looks);
+  __device__ real_t look_on(const Arguments<Rule, real_t>& arguments, const Loaded<1>& loaded,
+                            real_t value) const {
 #pragma unroll 1
-    for (int k = 1; k < num_looks; ++k) {
-      const Look look = round_nth_look<Rule, real_t>(arguments.looks_of(tensor), k);
-#pragma unroll
-      for (int j = 0; j < kN; ++j) {
-        values[j] = Rule::predict(values[j], state_of(loaded, j), look);
-      }
+    for (int k = 1; k < arguments.num_looks; ++k) {
+      const double* looks = arguments.looks_of(tensor);
+      value = Rule::predict(value, state_of(loaded, 0), round_nth_look<Rule, real_t>(looks, k));
     }
-  }
-
-  template <int kN>
-  __device__ real_t gradient(const Loaded<kN>& loaded, int j) const {
-    return to_real(loaded.grad.values[j]) * grad_factor;
+    return value;
   }
 };
 
