@@ -93,10 +93,10 @@ def gcc():
 # float32 and float64: a prediction from two, and the restore from a prediction. bfloat16 and
 # float16: two steps with two dtypes of gradients, and a prediction. Restores from a backup may
 # become memcpy.
-LOOPS_OVER_A_BUCKET = 3 * 2 * 3 + 2 * (2 + 1) + 2 * (2 * 2 + 1)
+LOOPS_OVER_A_BUCKET = 2 * (2 * 3 + 2 + 1) + 2 * (2 + 1)
 # Per rule: whole blocks and the tail of each; or, of a sum that reads gradients alone, one loop for
-# each pair of their dtype and that of the state.
-FEWEST_LOOPS = dict.fromkeys(RULES, 2 * LOOPS_OVER_A_BUCKET) | {"squares": 5}
+# each dtype of parameters.
+FEWEST_LOOPS = dict.fromkeys(RULES, 2 * LOOPS_OVER_A_BUCKET) | {"squares": 4}
 
 
 def kernels_of(rule, folder):

@@ -6,6 +6,7 @@ import pytest
 
 # The tables of backend triton, collected here once more for these.
 from test_triton_rules import (  # noqa: F401
+    test_infinite_weights_have_equal_effects,
     test_operations_equal_the_specification,
     test_sums_equal_the_specification,
     test_sums_of_nothing_are_zero,

@@ -169,6 +169,22 @@ def test_operations_equal_the_specification(
         assert_same_bits("array", got, want)
 
 
+@each_rule
+def test_infinite_weights_have_equal_effects(backend, rule):
+    buckets = [random_bucket(rule, torch.float32, True, [3, 64]) for _ in range(2)]
+    rows = rows_of(rule, [[0, 2], [-1, -1]])
+    grads = [wide((numel,), torch.float32, torch.Generator().manual_seed(2)) for numel in (3, 64)]
+    addresses = [grad.data_ptr() for grad in grads]
+    for kernels, bucket in zip((backend, specification), buckets, strict=True):
+        for flat in (bucket.weight_flat, *bucket.state_flat):
+            flat[::5] = float("inf")
+        kernels.Kernels(bucket).step(
+            Gradients(torch.float32, grads, addresses, None), rows, 1.0, True
+        )
+    for got, want in zip(*map(tensors_of, buckets), strict=True):
+        assert_same_bits("array", got, want)
+
+
 @each_kind
 @pytest.mark.parametrize("rule", SUMMING, ids=lambda rule: rule.name)
 def test_sums_equal_the_specification(backend, rule, dtype, grad_dtype):

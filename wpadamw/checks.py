@@ -53,7 +53,9 @@ def check_arguments(group: Group, original: type[torch.optim.Optimizer]) -> None
 
 def defaults_of(original: Callable[..., torch.optim.Optimizer]) -> Group:
     """What the original optimizer gives its groups where nothing else is said."""
-    return original([torch.empty(0, device="cpu")]).defaults
+    own = original([torch.empty(0, device="cpu")]).defaults
+    # torch before 2.7 does not say it.
+    return {"decoupled_weight_decay": True, **own} if original is torch.optim.AdamW else own
 
 
 def foreign_options(group: Group, options: Iterable[str]) -> list[str]:

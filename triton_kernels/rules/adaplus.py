@@ -12,6 +12,7 @@ scalars, predict, recover = adabelief.scalars, adabelief.predict, adabelief.reco
 @triton.jit
 def step(weight, state, grad, step, look):
     """``n = m + (g - m)*(1-beta1)``; the update takes n, the prediction m."""
+    grad = adabelief.with_decay(grad, weight, step)
     exp_avg, exp_avg_sq = adabelief.moments(state, grad, step)
     mix = adabelief.mean(exp_avg, grad, step)
     return adabelief.move(weight, (mix, exp_avg_sq), step, look), (exp_avg, exp_avg_sq)

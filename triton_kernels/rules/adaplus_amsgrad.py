@@ -14,6 +14,7 @@ scalars, predict, recover = adabelief.scalars, adabelief.predict, adabelief.reco
 def step(weight, state, grad, step, look):
     """``n = m + (g - m)*(1-beta1)``; the update takes n, the prediction m."""
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
+    grad = adabelief.with_decay(grad, weight, step)
     state = with_largest(adabelief.moments((exp_avg, exp_avg_sq), grad, step), max_exp_avg_sq)
     mix = adabelief.mean(state[0], grad, step)
     return adabelief.move(weight, (mix, state[1], state[2]), step, look), state
