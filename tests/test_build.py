@@ -89,10 +89,9 @@ def gcc():
     return compiler
 
 
-# float32 and, with two dtypes of gradients, float64: step and step_and_predict from three sources.
-# float32 and float64: a prediction from two, and the restore from a prediction. bfloat16 and
-# float16: two steps with two dtypes of gradients, and a prediction. Restores from a backup may
-# become memcpy.
+# float32 and float64: step and step_and_predict from three sources, a prediction from two, and the
+# restore from a prediction. bfloat16 and float16: two steps and a prediction. Restores from a
+# backup may become memcpy.
 LOOPS_OVER_A_BUCKET = 2 * (2 * 3 + 2 + 1) + 2 * (2 + 1)
 # Per rule: whole blocks and the tail of each; or, of a sum that reads gradients alone, one loop for
 # each dtype of parameters.

@@ -169,7 +169,7 @@ def test_operations_equal_the_specification(
         assert_same_bits("array", got, want)
 
 
-@each_rule
+@pytest.mark.parametrize("rule", UPDATING, ids=lambda rule: rule.name)
 def test_infinite_weights_have_equal_effects(backend, rule):
     buckets = [random_bucket(rule, torch.float32, True, [3, 64]) for _ in range(2)]
     rows = rows_of(rule, [[0, 2], [-1, -1]])
