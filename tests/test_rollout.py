@@ -152,6 +152,19 @@ def test_more_updates_than_anybody_computes_are_refused(backend):
     assert len(optimizer.state) == 0
 
 
+@pytest.mark.parametrize("steps", [None, "1", math.nan, math.inf, 1e9], ids=str)
+def test_the_way_back_needs_no_good_options(steps, backend):
+    optimizer, (param,) = trained(WPAdamW, backend, lr=0.1, prediction_steps=2.0)
+    twin, (own,) = trained(WPAdamW, backend, lr=0.1, prediction_steps=2.0)
+    optimizer.param_groups[0]["prediction_steps"] = steps
+    with pytest.raises(ValueError, match="prediction_steps must be"):
+        optimizer.step()
+    optimizer.param_groups[0]["prediction_steps"] = 1.0
+    optimizer.restore()
+    twin.restore()
+    assert_same_bits("true", param, own)
+
+
 def test_an_unknown_form_is_refused(backend):
     with pytest.raises(ValueError, match=r"prediction must be one of .* got 'nesterov'"):
         WPAdamW(random_parameters([3], torch.float32), prediction="nesterov", backend=backend)

@@ -18,7 +18,6 @@ from torch import Tensor
 from wpadamw import layout
 from wpadamw._backends.interface import Kind
 from wpadamw.checks import (
-    MAX_ROLLOUT,
     Group,
     check_backup,
     check_running,
@@ -28,7 +27,7 @@ from wpadamw.checks import (
 )
 from wpadamw.compat import to_complex
 from wpadamw.flat_state import StateDict
-from wpadamw.rules.rule import Rule, all_rules, relatives
+from wpadamw.rules.rule import MAX_ROLLOUT, Rule, all_rules, relatives
 
 # The largest count that float32 counts on from; torch counts in it, too.
 _MAX_COUNT = 2**24

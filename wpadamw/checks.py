@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-from wpadamw.rules.rule import Rule
+from wpadamw.rules.rule import MAX_ROLLOUT, Rule
 
 Group = dict[str, Any]
-
-MAX_ROLLOUT = 1000
 
 # Which weights parameters hold.
 Mode = Literal["true", "predicted"]

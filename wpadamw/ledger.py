@@ -42,7 +42,8 @@ def no_rows(rule: Rule, num_looks: int = 1) -> Rows:
 
 def most_looks(rule: Rule, states: Sequence[dict[str, Any]]) -> int:
     """The number of looks of the longest record in some states, 1 at least."""
-    lengths = [len(state["prediction"]) - 1 for state in states if "prediction" in state]
+    records = [state.get("prediction") for state in states]
+    lengths = [len(record) - 1 for record in records if record is not None]
     return max(lengths, default=0) // max(1, len(rule.Look._fields)) or 1
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -15,6 +16,10 @@ State = tuple[Tensor, ...]
 # A row of scalars: a named tuple of the rule's own, of numbers or of tensors of one element.
 Row = Any
 Group = dict[str, Any]
+
+
+# Updates that a prediction may look ahead to one by one.
+MAX_ROLLOUT = 1000
 
 
 class Settings(NamedTuple):
@@ -37,10 +42,10 @@ def shares(group: Group) -> tuple[float, ...]:
 
 
 def num_looks(group: Group) -> int:
-    """How many shares they have."""
-    return (
-        1 if group["prediction"] == "linear" else 1 + max(1, math.ceil(group["prediction_steps"]))
-    )
+    """How many shares they have; 1 for what no step would be taken with."""
+    steps = group["prediction_steps"]
+    is_rollout = group["prediction"] == "rollout" and isinstance(steps, Real)
+    return 1 + max(1, math.ceil(steps)) if is_rollout and 0 <= steps <= MAX_ROLLOUT else 1
 
 
 class Rule:
