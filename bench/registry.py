@@ -23,6 +23,7 @@ COMPILED = "AdamW, torch.compile"
 PLAIN = "prediction in plain PyTorch"
 OURS = "WPAdamW"
 OURS_WITHOUT_BACKUP = "WPAdamW(backup=False)"
+ROLLOUT = 'WPAdamW(prediction="rollout")'
 TRITON = 'WPAdamW(backend="triton")'
 TRITON_WITHOUT_BACKUP = 'WPAdamW(backup=False, backend="triton")'
 SCALED = "WPAdamW(amp=True)"
@@ -111,6 +112,7 @@ ENTRANTS = (
     Entrant(FUSED, _TORCH, _adam(fused=True), (*_RACE, "train"), STEP_BYTES),
     Entrant(OURS, _WP, _adam(), (*_RACE, "train"), STEP_BYTES + 4),
     Entrant(OURS_WITHOUT_BACKUP, _WP, _adam(backup=False), _RACE, STEP_BYTES),
+    Entrant(ROLLOUT, _WP, _adam(prediction="rollout"), ("fp32",), STEP_BYTES + 4),
     Entrant(PLAIN, ".steppers:PlainPrediction", _adam(), _RACE, 92, temporary_bytes=12),
     Entrant(FOREACH, _TORCH, _adam(foreach=True), _RACE, temporary_bytes=16),
     Entrant(FUSED_SGD, "torch.optim:SGD", _SGD | {"fused": True}, ("fp32", "study"), 20, 16),

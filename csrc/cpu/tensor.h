@@ -67,7 +67,7 @@ struct Tensor {
   // loop in registers from block to block.
 
   // What n elements from `begin` on hold, all but the first look of it undone.
-  [[gnu::noinline, gnu::cold]] void undo(int64_t begin, int64_t n, real_t* values) const {
+  [[gnu::noinline]] void undo(int64_t begin, int64_t n, real_t* values) const {
     for (int64_t j = 0; j < n; ++j) values[j] = param[begin + j];
     for (int k = num_looks - 1; k > 0; --k) {
       const Look look = round_nth_look<Rule, real_t>(held_looks, k);
@@ -79,7 +79,7 @@ struct Tensor {
   }
 
   // Goes on with n values, by all looks from one on.
-  [[gnu::noinline, gnu::cold]] void look_on(int first, int64_t begin, int64_t n,
+  [[gnu::noinline]] void look_on(int first, int64_t begin, int64_t n,
                                             real_t* values) const {
     for (int k = first; k < num_looks; ++k) {
       const Look look = round_nth_look<Rule, real_t>(looks, k);
