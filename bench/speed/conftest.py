@@ -89,7 +89,7 @@ QUICK = Scale(
     },
     model_rounds=3,
     huge=2**17,
-    cache_bytes=2**17,
+    cache_bytes=2**18,
 )
 
 
