@@ -302,5 +302,6 @@ def test_the_probe_steps_with_every_kind_but_those_that_say_nothing():
     assert [name for name in done if name.startswith("WPAdamW")] == [
         "WPAdamW over torch.float32",
         "WPAdamW(backup=False) over torch.float32",
+        'WPAdamW(prediction="rollout") over torch.float32',
         "WPAdamW over torch.bfloat16",
     ]
