@@ -39,15 +39,16 @@ gpu: PYTHON = python3
 gpu:
 	$(PYTHON) -m bench.gpu $(or $(OUT),runs/gpu)
 
-# torch is pinned here, for reproducible tests; the package itself takes any torch >= 2.4.
+# torch is pinned here, for reproducible tests; the package itself takes any torch >= 2.4. Modules are
+# compiled when they are imported: most never are.
 $(INSTALLED): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	$(BIN)/pip install --quiet --no-compile $(TORCH)
+	$(BIN)/pip install --quiet --no-compile --editable '.[test,lint]'
 	touch $@
 
 $(INSTALLED_BENCH): $(INSTALLED)
-	$(BIN)/pip install --quiet $(TORCH) --editable '.[bench]'
+	$(BIN)/pip install --quiet --no-compile $(TORCH) --editable '.[bench]'
 	touch $@
 
 clean:
