@@ -37,7 +37,7 @@ def read(
     state_dict: Mapping[str, Any],
     groups: Sequence[Group],
     options: Iterable[str],
-    of_original: Group,
+    original: type[torch.optim.Optimizer],
     rule_of: Callable[[Group], Rule],
 ) -> tuple[list[Group], dict[Tensor, StateDict]]:
     """Copies of the saved groups with these groups' parameters, and the parameters' states.
@@ -48,7 +48,7 @@ def read(
         state_dict: what was saved.
         groups: the groups of the optimizer that loads.
         options: the names of its options.
-        of_original: those that the original optimizer gives its groups by default.
+        original: the optimizer whose checkpoints are read, too.
         rule_of: tells the update rule of a group.
 
     Raises:
@@ -59,7 +59,7 @@ def read(
     saved_groups = state_dict["param_groups"]
     for i, (saved, group, rule) in enumerate(zip(saved_groups, read, rules, strict=True)):
         where = f"state_dict['param_groups'][{i}]"
-        _check_rule(saved, group, options, of_original, rule, where)
+        _check_rule(saved, group, options, original, rule, where)
     return read, _read_state(state_dict.get("state"), saved_groups, read, rules)
 
 
@@ -99,14 +99,14 @@ def _check_rule(
     saved: Group,
     read: Group,
     options: Iterable[str],
-    of_original: Group,
+    original: type[torch.optim.Optimizer],
     rule: Rule,
     where: str,
 ) -> None:
     found = saved.get("rule", rule.name)
     if not isinstance(found, str) or found != rule.name:
         raise ValueError(f"{where} is of rule {found!r:.200}, not of {rule.name!r}")
-    drop_implied(read, options, of_original)
+    drop_implied(read, options, original)
     for name in foreign_options(read, options):
         raise ValueError(
             f"{where} has {name!r}: it is of another rule than {rule.name!r}, whose options are "

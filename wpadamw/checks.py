@@ -49,7 +49,7 @@ def check_arguments(group: Group, original: type[torch.optim.Optimizer]) -> None
     _check_rollout(group)
 
 
-def defaults_of(original: Callable[..., torch.optim.Optimizer]) -> Group:
+def _defaults_of(original: Callable[..., torch.optim.Optimizer]) -> Group:
     """What the original optimizer gives its groups where nothing else is said."""
     own = original([torch.empty(0, device="cpu")]).defaults
     # torch before 2.7 does not say it.
@@ -61,10 +61,14 @@ def foreign_options(group: Group, options: Iterable[str]) -> list[str]:
     return [name for name in group if name in _CHECKS and name not in options]
 
 
-def drop_implied(group: Group, options: Iterable[str], of_original: Group) -> None:
+def drop_implied(
+    group: Group, options: Iterable[str], original: type[torch.optim.Optimizer]
+) -> None:
     """Removes options of others that say what always holds in the original optimizer."""
-    for name in foreign_options(group, options):
-        if name in of_original and _is_same(group[name], of_original[name]):
+    foreign = foreign_options(group, options)
+    implied = _defaults_of(original) if foreign else {}  # most groups have none
+    for name in foreign:
+        if name in implied and _is_same(group[name], implied[name]):
             del group[name]
 
 

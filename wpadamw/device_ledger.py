@@ -117,8 +117,8 @@ class DeviceLedger:
         return self.rows
 
     def _fill(self, settings: Settings) -> None:
-        hyper, shares = settings
-        self.shares.fill([*shares, *[0.0] * (self.num_looks - len(shares))])
+        hyper = settings.hyper
+        self.shares.fill(list(settings.padded(self.num_looks)))
         known = [0.0 if isinstance(value, Tensor) else value for value in hyper]
         on_device = self.hyper.fill(known)
         for i, value in enumerate(hyper):

@@ -15,7 +15,6 @@ from wpadamw.checks import (
     check_known,
     check_recoverable,
     check_unique,
-    defaults_of,
     drop_implied,
     plain_numbers,
 )
@@ -121,7 +120,7 @@ class Modes(Saving):
         if not isinstance(group["params"], (Tensor, set, dict)):
             group["params"] = list(group["params"])
             check_unique(group["params"])
-        drop_implied(group, self.defaults, defaults_of(self.original))
+        drop_implied(group, self.defaults, self.original)
         check_known(group, self.defaults, type(self).__name__)
         super().add_param_group(group)
         try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wpadamw import checkpoint
-from wpadamw.checks import defaults_of, plain_numbers
+from wpadamw.checks import plain_numbers
 from wpadamw.compat import disable_dynamo, outside_inference_mode
 from wpadamw.upkeep import Plans, Upkeep
 
@@ -80,7 +80,7 @@ class Saving(Upkeep):
             if (replaced := pre_hook(self, state_dict)) is not None:
                 state_dict = replaced
         groups, state = checkpoint.read(
-            state_dict, self.param_groups, self.defaults, defaults_of(self.original), self._rule
+            state_dict, self.param_groups, self.defaults, self.original, self._rule
         )
         self._replace(defaultdict(dict, state), groups)
         self._receive()

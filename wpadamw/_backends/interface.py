@@ -45,11 +45,11 @@ class Rows:
 
     A row is ``[*Step, *Look, ...]`` of the bucket's rule, with as many looks as the bucket says:
     predictions go by one after the other, and back in the contrary order. Updates take the first.
-    Per parameter ``index`` names the row of the
-    operation (for a prediction -1 where it moves nothing), then, in its second row, the row of the
-    prediction that the parameter holds, or -1 where it holds its true weights or has a backup.
-    Without an index all parameters take row 0, and hold the prediction of row 1 if there is one:
-    such rows lie in the memory of the host.
+
+    Per parameter ``index`` names the row of the operation (for a prediction -1 where it moves
+    nothing), then, in its second row, the row of the prediction that the parameter holds, or -1
+    where it holds its true weights or has a backup. Without an index all parameters take row 0, and
+    hold the prediction of row 1 if there is one: such rows lie in the memory of the host.
     """
 
     scalars: Tensor  # float64, [rows, len(Step) + num_looks*len(Look)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -31,6 +30,10 @@ class Settings(NamedTuple):
 
     hyper: Row
     shares: tuple[float, ...]
+
+    def padded(self, num_looks: int) -> tuple[float, ...]:
+        """As many shares as looks: by more than there are nothing moves."""
+        return self.shares + (0.0,) * (num_looks - len(self.shares))
 
 
 def shares(group: Group) -> tuple[float, ...]:
@@ -104,16 +107,14 @@ class Rule:
 
     def row(self, settings: Settings, count: int, num_looks: int) -> tuple[Row, tuple[float, ...]]:
         """``Step`` of update number ``count``, and the looks of the prediction from it in a row."""
-        hyper, shares = settings
-        step, look = self.scalars(hyper, count, 0, shares[0])
+        hyper = settings.hyper
+        step, look = self.scalars(hyper, count, 0, settings.shares[0])
         if num_looks == 1:
             return step, look
-        shares = shares + (0.0,) * (num_looks - len(shares))
-        return step, (*look, *itertools.chain(*self._looks_ahead(hyper, count, shares)))
-
-    def _looks_ahead(self, hyper: Row, count: int, shares: tuple[float, ...]) -> Iterator[Row]:
-        for ahead, share in enumerate(shares[1:], start=1):
-            yield self.scalars(hyper, count, ahead, share)[1]
+        looks = list(look)
+        for ahead, share in enumerate(settings.padded(num_looks)[1:], start=1):
+            looks += self.scalars(hyper, count, ahead, share)[1]
+        return step, tuple(looks)
 
     def step(
         self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
