@@ -19,7 +19,10 @@ def skip_unless_present(name: str) -> None:
 
 
 def trio(backend: str, numels: list[int], dtype: torch.dtype, step: int = 0, **options) -> Twins:
-    """One training: by kernels on the GPU, by the specification there, and by the CPU's loop."""
+    """One training: by kernels on the GPU, by the specification there, and by the CPU's loop.
+
+    ``options`` may name the optimizer's class as ``make``.
+    """
     result = Twins(
         lambda: random_parameters(numels, dtype),
         backends=(backend, "torch", "cpp"),

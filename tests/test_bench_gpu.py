@@ -132,8 +132,19 @@ def plan(tmp_path, monkeypatch):
 def test_the_plan_takes_less_than_nine_minutes(plan):
     assert sum(step.limit_s for step in plan.values()) < 9 * 60
     assert list(plan) == [
-        *("machine", "build", "tests", "memcheck", "racecheck", "benchmarks", "ncu")
+        *("machine", "build", "tests", "benchmarks", "memcheck", "racecheck", "ncu")
     ]
+
+
+def test_steps_can_be_chosen(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "plan", lambda out: [step("a", ""), step("b", "raise SystemExit(1)")])
+    assert gpu.main([str(tmp_path), "--only", "a"]) == 0
+    assert "b" not in [
+        row["name"] for row in json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    ]
+    with pytest.raises(SystemExit):
+        gpu.main([str(tmp_path), "--only", "a", "c"])
+    assert "--only must name some of a, b, got c" in capsys.readouterr().err
 
 
 def test_the_plan_names_modules_that_exist(plan):

@@ -32,7 +32,8 @@ from ..steps import PASSED, Outcome, Step, run_all
 from . import ncu
 
 PROBE = "wpadamw.bench.gpu.probe"
-NUM_TEST_PROCESSES = 8  # most of the tests' time is Triton's compiler
+# Most of the tests' time is Triton's compiler; each process takes half a GB of the GPU's memory.
+NUM_TEST_PROCESSES = max(min((os.cpu_count() or 1) - 2, 16), 1)
 # Fails without a GPU, where all tests would be skipped.
 SHOW_MACHINE = (
     "import torch, triton; print(torch.__version__, triton.__version__); "
@@ -47,11 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run all steps; 1 if one that matters failed."""
     parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for the results")
-    out = parser.parse_args(arguments).out.resolve()
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="of all steps, in their order")
+    args = parser.parse_args(arguments)
+    out, steps = args.out.resolve(), plan(args.out.resolve())
+    if args.only is not None:
+        steps = chosen(steps, args.only, parser)
     out.mkdir(parents=True, exist_ok=True)
     for stale in RESULT_FILES:
         (out / stale).unlink(missing_ok=True)
-    outcomes = run_all(plan(out), ROOT, lambda done: write(done, out))
+    outcomes = run_all(steps, ROOT, lambda done: write(done, out))
     print((out / "summary.txt").read_text())
     return int(not all(outcome.is_good for outcome in outcomes))
 
@@ -78,14 +83,14 @@ def plan(out: Path) -> list[Step]:
         Step("machine", [python, "-c", SHOW_MACHINE], 20, tools),
         Step("build", _build_command(python), 110, build),
         Step("tests", _test_command(python, out), 125, {**tools, **TEST_ENVIRONMENT}),
-        Step("memcheck", [*_sanitizer("memcheck"), *probe, "check"], 45, uncached),
-        Step("racecheck", [*_sanitizer("racecheck"), *probe, "check"], 45, uncached),
         Step(
             "benchmarks",
             [python, "-m", "wpadamw", "bench", "--device", "cuda", "--out", str(out)],
             145,
             tools,
         ),
+        Step("memcheck", [*_sanitizer("memcheck"), *probe, "check"], 45, uncached),
+        Step("racecheck", [*_sanitizer("racecheck"), *probe, "check"], 45, uncached),
         Step(
             "ncu",
             [*ncu.command(out / "ncu.csv"), *probe, "profile"],
@@ -94,6 +99,14 @@ def plan(out: Path) -> list[Step]:
             is_required=False,
         ),
     ]
+
+
+def chosen(steps: list[Step], names: Sequence[str], parser: argparse.ArgumentParser) -> list[Step]:
+    """Those of the names."""
+    known = [step.name for step in steps]
+    if unknown := sorted({*names}.difference(known)):
+        parser.error(f"--only must name some of {', '.join(known)}, got {', '.join(unknown)}")
+    return [step for step in steps if step.name in names]
 
 
 def tool_path() -> str:
