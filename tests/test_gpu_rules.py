@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from gpu_training import KERNELS, skip_unless_present, trio
 from helpers import KINDS, NARROW
 from rule_table import RULES
