@@ -51,6 +51,13 @@ def _backend(device: torch.device) -> str:
     return next((name for name, why in backends.items() if why is None), "torch")
 
 
+def name(device: torch.device) -> str:
+    """The GPU, or the processor and its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+
+
 def machine_slug(facts: dict[str, Any]) -> str:
     """The machine as the name of a directory."""
     name = facts["gpu"] if "gpu" in facts else f"{facts['cpu']} {facts['cores']} cores"

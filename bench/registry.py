@@ -1,8 +1,10 @@
 """Every optimizer that takes part anywhere: a line each. Imports what it names when that is built.
 
 The parts are ``fp32`` and ``bf16`` (tables of times and memory), the same with `` cuda`` (only on a
-GPU), ``peers`` (times beside other packages), ``study`` and ``train`` (the commands). A table has
-the order of the lines; the first one of a part is what the others are compared with.
+GPU), ``peers`` (times beside other packages) and ``train`` (the command). Those of the study are
+``core`` (AdamW, its predictions, its rivals), ``steps`` (rules for the number of steps to predict)
+and ``families`` (the other update rules). A table has the order of the lines; the first one of
+a part is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ class Entrant(NamedTuple):
         temporary_bytes: per parameter at most, for a while during a step.
         package: what pip installs, of an optional package.
         is_scheduled: whether a schedule sets its learning rate; else it is told ``warmup_steps``.
+        rule: in the study, what sets ``prediction_steps`` while it trains: a name of
+            `wpadamw.bench.study.lookahead`.
+        is_averaged: whether the study also evaluates a moving average of its weights.
+        lr_scale: of the study's learning rates, beside AdamW's.
+        decay_scale: of the study's weight decay, beside AdamW's.
         why_not: why it does not take part here.
     """
 
@@ -74,6 +81,10 @@ class Entrant(NamedTuple):
     temporary_bytes: int = 0
     package: str | None = None
     is_scheduled: bool = True
+    rule: str | None = None
+    is_averaged: bool = False
+    lr_scale: float = 1.0
+    decay_scale: float = 1.0
     why_not: str | None = None
 
     def build(self, params: Any, **options: Any) -> Any:
@@ -103,27 +114,26 @@ def _adam(**options: Any) -> dict[str, Any]:
 _TORCH, _WP = "torch.optim:AdamW", "wpadamw:WPAdamW"
 _SGD: dict[str, Any] = {"momentum": 0.9}
 _BELIEF = _adam(eps=1e-16)
-_RACE, _PEER = ("fp32", "peers"), ("peers",)
+_RACE, _PEER, _CORE = ("fp32", "peers"), ("peers",), ("core",)
 _S = "prediction_steps"
 
 # fmt: off
 ENTRANTS = (
-    Entrant("AdamW", _TORCH, _adam(fused=True), ("study",)),
     Entrant(FUSED, _TORCH, _adam(fused=True), (*_RACE, "train"), STEP_BYTES),
     Entrant(OURS, _WP, _adam(), (*_RACE, "train"), STEP_BYTES + 4),
     Entrant(OURS_WITHOUT_BACKUP, _WP, _adam(backup=False), _RACE, STEP_BYTES),
     Entrant(ROLLOUT, _WP, _adam(prediction="rollout"), ("fp32",), STEP_BYTES + 4),
     Entrant(PLAIN, ".steppers:PlainPrediction", _adam(), _RACE, 92, temporary_bytes=12),
     Entrant(FOREACH, _TORCH, _adam(foreach=True), _RACE, temporary_bytes=16),
-    Entrant(FUSED_SGD, "torch.optim:SGD", _SGD | {"fused": True}, ("fp32", "study"), 20, 16),
-    Entrant("WPNAdamW", "wpadamw:WPNAdamW", _adam(), ("fp32", "study", "train"), STEP_BYTES + 4),
-    Entrant("WPSGD", "wpadamw:WPSGD", _SGD, ("fp32", "study", "train"), 24, 16),
-    Entrant(FUSED_ADAM, "torch.optim:Adam", _adam(fused=True), ("fp32", "study"), STEP_BYTES),
-    Entrant("WPAdam", "wpadamw:WPAdam", _adam(), ("fp32", "study", "train"), STEP_BYTES + 4),
-    Entrant("WPAdaBelief", "wpadamw:WPAdaBelief", _BELIEF, (*_RACE, "study", "train"),
+    Entrant(FUSED_SGD, "torch.optim:SGD", _SGD | {"fused": True}, ("fp32",), 20, 16),
+    Entrant("WPNAdamW", "wpadamw:WPNAdamW", _adam(), ("fp32", "train"), STEP_BYTES + 4),
+    Entrant("WPSGD", "wpadamw:WPSGD", _SGD, ("fp32", "train"), 24, 16),
+    Entrant(FUSED_ADAM, "torch.optim:Adam", _adam(fused=True), ("fp32",), STEP_BYTES),
+    Entrant("WPAdam", "wpadamw:WPAdam", _adam(), ("fp32", "train"), STEP_BYTES + 4),
+    Entrant("WPAdaBelief", "wpadamw:WPAdaBelief", _BELIEF, (*_RACE, "train"),
             STEP_BYTES + 4),
-    Entrant("WPAdaM3", "wpadamw:WPAdaM3", _BELIEF, ("fp32", "study", "train"), STEP_BYTES + 4),
-    Entrant("WPAdaPlus", "wpadamw:WPAdaPlus", _adam(), ("fp32", "study", "train"), STEP_BYTES + 4),
+    Entrant("WPAdaM3", "wpadamw:WPAdaM3", _BELIEF, ("fp32", "train"), STEP_BYTES + 4),
+    Entrant("WPAdaPlus", "wpadamw:WPAdaPlus", _adam(), ("fp32", "train"), STEP_BYTES + 4),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),
@@ -135,13 +145,30 @@ ENTRANTS = (
     Entrant(OURS, _WP, _adam(), ("bf16",), STEP_BYTES, held_bytes=16),
     Entrant(TRITON, _WP, _adam(backend="triton"), ("bf16 cuda",), STEP_BYTES, held_bytes=16),
     # Trainings.
-    *(Entrant(f"WPAdamW, s = {s:g}", _WP, _adam(**{_S: s}), ("study",)) for s in (0.5, 1, 2, 3)),
-    Entrant("WPAdamW, s = 1, literal form", _WP, _adam(predict_in_step=False), ("study",)),
-    Entrant("NAdamW", "torch.optim:NAdam", _adam(decoupled_weight_decay=True), ("study", "train")),
-    Entrant("AdamWScheduleFree", ".steppers:schedule_free", _adam(), ("study", "train", "peers"),
+    Entrant("AdamW", _TORCH, _adam(fused=True), _CORE, is_averaged=True),
+    *(
+        Entrant(f"WPAdamW, s = {s:g}", _WP, _adam(**{_S: s}), _CORE, is_averaged=s in (1, 2))
+        for s in (0.5, 1, 2, 3)
+    ),
+    Entrant("NAdamW", "torch.optim:NAdam", _adam(decoupled_weight_decay=True), (*_CORE, "train")),
+    Entrant("WPNAdamW, s = 0", "wpadamw:WPNAdamW", _adam(**{_S: 0.0}), _CORE),
+    Entrant("AdamWScheduleFree", ".steppers:schedule_free", _adam(), (*_CORE, "train", "peers"),
             temporary_bytes=16, package="schedulefree", is_scheduled=False),
-    Entrant("AdaBelief (pytorch_optimizer)", "pytorch_optimizer:AdaBelief", _BELIEF,
-            ("study", "peers"), temporary_bytes=16, package="pytorch_optimizer"),
+    *(
+        Entrant(f"s = {rule}", _WP, _adam(), ("steps",), rule=rule)
+        for rule in ("2, matrices only", "2, warmed up", "2 x schedule", "best", "2 x best")
+    ),
+    *(
+        Entrant(f"{name}, s = {s:g}", f"wpadamw:{name}", {**options, _S: s}, ("families",),
+                lr_scale=lr_scale, decay_scale=1 / lr_scale)
+        for name, options, lr_scale in (
+            ("WPSGD", _SGD, 32.0), ("WPAdaBelief", _BELIEF, 1.0), ("WPAdaM3", _BELIEF, 1.0),
+            ("WPAdaPlus", _adam(), 1.0),
+        )
+        for s in (0.0, 1.0)
+    ),
+    Entrant("AdaBelief (pytorch_optimizer)", "pytorch_optimizer:AdaBelief", _BELIEF, _PEER,
+            temporary_bytes=16, package="pytorch_optimizer"),
     # Beside other packages.
     Entrant(FOR_LOOP, _TORCH, _adam(foreach=False), _PEER, temporary_bytes=8),
     Entrant(COMPILED, ".steppers:Compiled", _adam(), _PEER, temporary_bytes=16),
@@ -163,6 +190,7 @@ ENTRANTS = (
     ),
 )
 # fmt: on
+STUDIED = ("core", "steps", "families")
 
 
 def entrants(*parts: str) -> dict[str, Entrant]:

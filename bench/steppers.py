@@ -112,9 +112,12 @@ class Replayed:
         self.state, self.graph = optimizer.state, torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             optimizer.step()
-        # The graph reads these, also when the parameters have others.
+        # The graph reads and writes their memory, also when the parameters have other gradients.
         self.kept = [optimizer, *(param.grad for param in params)]
-        self.step = self.graph.replay
+
+    def step(self) -> None:
+        """Replay. A method, so that whoever holds it holds what the graph needs."""
+        self.graph.replay()
 
 
 def schedule_free(params: Any, **options: Any) -> Any:

@@ -1,6 +1,6 @@
 """A short program for tools that watch kernels: ``python -m wpadamw.bench.gpu.probe check``.
 
-``check [DEVICE]`` runs every kernel over small tensors at even and odd addresses, for
+``check [DEVICE [BACKEND ...]]`` runs every kernel over small tensors at even and odd addresses, for
 compute-sanitizer; ``profile [DEVICE]`` marks one launch of each over a large tensor, for ncu.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,20 +39,22 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 
 def main() -> None:
     """Check or profile."""
-    mode, device = sys.argv[1], torch.device(sys.argv[2] if len(sys.argv) > 2 else "cuda")
-    done = {"check": check, "profile": profile}[mode](device)
+    mode, device, *backends = [*sys.argv[1:], "cuda"] if len(sys.argv) == 2 else sys.argv[1:]
+    where = torch.device(device)
+    done = profile(where) if mode == "profile" else check(where, backends)
     print(f"{mode}: {', '.join(done)}")
 
 
-def check(device: torch.device) -> list[str]:
-    """Every backend with every option, over both dtypes."""
-    present = [name for name, why in wpadamw.backends()[device.type].items() if why is None]
+def check(device: torch.device, backends: Sequence[str] = ()) -> list[str]:
+    """Every backend that is there, or those named, with every option, over both dtypes."""
+    reasons = wpadamw.backends()[device.type]
+    present = backends or [name for name, why in reasons.items() if why is None]
     for name, options, dtype, offset in itertools.product(
         present, OPTIONS, (torch.float32, torch.bfloat16), (0, 1)
     ):
         if options.get("backup", True) or dtype is torch.float32:
             _exercise(WPAdamW(_odd_parameters(dtype, device, offset), backend=name, **options))
-    return present
+    return list(present)
 
 
 def _odd_parameters(dtype: torch.dtype, device: torch.device, offset: int) -> list[Parameter]:

@@ -20,10 +20,12 @@ class Foresight(NamedTuple):
         error: distance of the predicted weights from those that the step produced, in lengths of
             that step. Without prediction it is 1.
         best_steps: the ``prediction_steps`` with which it would have been smallest.
+        steps: those that were used.
     """
 
     error: float
     best_steps: float
+    steps: float
 
 
 class PredictionProbe:
@@ -34,6 +36,7 @@ class PredictionProbe:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
+        self.steps: list[float] = [group["prediction_steps"] for group in optimizer.param_groups]
         set_mode(optimizer, "eval")
         self.true = _weights(optimizer)
         set_mode(optimizer, "train")
@@ -44,9 +47,9 @@ class PredictionProbe:
         set_mode(self.optimizer, "eval")
         reached = _weights(self.optimizer)
         return [
-            foresight(predicted - true, after - true, group["prediction_steps"])
-            for group, true, predicted, after in zip(
-                self.optimizer.param_groups, self.true, self.predicted, reached, strict=True
+            foresight(predicted - true, after - true, steps)
+            for steps, true, predicted, after in zip(
+                self.steps, self.true, self.predicted, reached, strict=True
             )
         ]
 
@@ -58,7 +61,8 @@ def foresight(predicted: Tensor, real: Tensor, prediction_steps: float) -> Fores
         return None
     # The multiple of the predicted move that comes nearest to the real one.
     nearest = torch.dot(predicted, real).item() / predicted_length**2
-    return Foresight((predicted - real).norm().item() / length, prediction_steps * nearest)
+    error = (predicted - real).norm().item() / length
+    return Foresight(error, prediction_steps * nearest, prediction_steps)
 
 
 def _weights(optimizer: Optimizer) -> list[Tensor]:

@@ -30,7 +30,7 @@ class Scale:
         hidden: state of the LSTM.
         context: bytes per window, both language models.
         batch_size: windows per batch, both language models.
-        max_steps: cuts every task's number of steps; None leaves it.
+        max_steps: cuts a task's number of steps; None leaves it.
     """
 
     layers: int
@@ -42,9 +42,8 @@ class Scale:
     max_steps: int | None = None
 
 
-CPU = Scale(layers=2, width=96, heads=4, hidden=128, context=64, batch_size=16)
-# About 10 million parameters in the GPT.
-GPU = Scale(layers=6, width=384, heads=6, hidden=512, context=256, batch_size=64)
+SMALL = Scale(layers=2, width=96, heads=4, hidden=128, context=64, batch_size=16)
+LARGE = Scale(layers=6, width=384, heads=6, hidden=512, context=128, batch_size=16)
 QUICK = Scale(layers=1, width=8, heads=2, hidden=8, context=8, batch_size=2, max_steps=8)
 
 
@@ -72,8 +71,10 @@ class Task:
         title: what is trained on what.
         num_steps: length of a training.
         weight_decay: of the matrices, for all optimizers.
-        learning_rates: where the search for the best one begins, in ascending order.
+        learning_rate: in the middle of where the search for the best one begins.
         pose: makes the problem.
+        scale: what it is trained at, but for ``--quick``.
+        num_rates: with which the search begins; odd.
         package: what its data come from, if that is an optional package.
     """
 
@@ -81,8 +82,10 @@ class Task:
     title: str
     num_steps: int
     weight_decay: float
-    learning_rates: tuple[float, ...]
+    learning_rate: float
     pose: Callable[[Scale], Problem]
+    scale: Scale = SMALL
+    num_rates: int = 7
     package: str | None = None
 
     def steps_at(self, scale: Scale) -> int:
@@ -219,7 +222,7 @@ TASKS = {
             title="GPT on the bytes of Python's standard library",
             num_steps=1000,
             weight_decay=0.1,
-            learning_rates=(1e-3, 2e-3, 4e-3),
+            learning_rate=8e-3,
             pose=_pose_gpt,
         ),
         Task(
@@ -227,7 +230,7 @@ TASKS = {
             title="LSTM on the same bytes",
             num_steps=1200,
             weight_decay=0.01,
-            learning_rates=(8e-3, 16e-3, 32e-3),
+            learning_rate=32e-3,
             pose=_pose_lstm,
         ),
         Task(
@@ -235,7 +238,7 @@ TASKS = {
             title="CNN on scikit-learn's digits",
             num_steps=600,
             weight_decay=0.01,
-            learning_rates=(8e-3, 16e-3, 32e-3),
+            learning_rate=16e-3,
             pose=_pose_digits,
             package="sklearn",
         ),
@@ -244,8 +247,23 @@ TASKS = {
             title="MLP on shifted, noisy 1-D signals",
             num_steps=3000,
             weight_decay=0.01,
-            learning_rates=(16e-3, 32e-3, 64e-3),
+            learning_rate=32e-3,
             pose=_pose_signals,
+        ),
+        Task(
+            name="gpt-10m",
+            title="GPT with 10M parameters on the same bytes",
+            num_steps=800,
+            weight_decay=0.1,
+            learning_rate=2e-3,
+            pose=_pose_gpt,
+            scale=LARGE,
+            num_rates=5,
         ),
     )
 }
+
+
+def scale_of(task: Task, is_quick: bool) -> Scale:
+    """The sizes that a task is trained at."""
+    return QUICK if is_quick else task.scale

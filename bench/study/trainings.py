@@ -18,10 +18,13 @@ from typing import Any
 
 import torch
 
-from ..registry import entrants
+from .. import machine
+from ..registry import STUDIED, Entrant, entrants
 from ..report.markup import rounded
+from .average import WeightAverage
 from .comparison import Record, Trainee, build, parameter_groups, to_device
-from .foresight import PredictionProbe, norm_ratio
+from .foresight import Foresight, PredictionProbe, norm_ratio
+from .lookahead import Lookahead
 from .tasks import TASKS, Problem, Scale
 
 NUM_EVALUATIONS = 40
@@ -61,13 +64,15 @@ def train(job: Job) -> Training:
 
     Returns:
         A record whose lists have an entry per evaluation: ``evaluated_steps``,
-        ``validation_losses``, ``norm_ratios`` and, for each group of an optimizer with prediction,
-        ``foresight`` with ``error`` and ``best_steps``. ``why`` is None or says what went wrong;
-        ``seconds`` is the time that all this took.
+        ``validation_losses``, ``norm_ratios``, for some optimizers ``averaged_losses`` (those of
+        a moving average of the weights) and, for each group of an optimizer with prediction,
+        ``foresight`` with ``error``, ``best_steps`` and ``steps``. ``why`` is None or says what
+        went wrong; ``seconds`` is the time that all this took, ``machine`` where.
     """
     start = time.perf_counter()
     training: Training = {"evaluated_steps": [], "validation_losses": [], "norm_ratios": []}
-    training |= {"foresight": {}, "why": None}
+    training |= {"averaged_losses": [], "foresight": {}, "why": None}
+    training["machine"] = machine.name(torch.device(job.device))
     try:
         _follow(training, job)
     except Exception as error:  # anything a foreign optimizer may do
@@ -77,24 +82,53 @@ def train(job: Job) -> Training:
 
 
 def _follow(training: Training, job: Job) -> None:
-    problem = posed(job.task, job.scale)
-    trainee = _start(problem, job)
-    predicts = entrants("study")[job.optimizer].predicts
-    device = torch.device(job.device)
-    validation = [to_device(batch, device) for batch in problem.validation]
+    problem, entrant = posed(job.task, job.scale), entrants(*STUDIED)[job.optimizer]
+    trainee = _start(problem, job, entrant)
+    observer = _Observer(entrant, trainee, job, problem)
     generator = torch.Generator().manual_seed(job.seed)
-    evaluated = evaluated_steps(job.num_steps)
     for step in range(1, job.num_steps + 1):
-        is_probed = predicts and step in evaluated
-        probe = PredictionProbe(trainee.optimizer) if is_probed else None
-        trainee.train_step(to_device(problem.draw_batch(generator), device))
-        if step not in evaluated:
-            continue
-        trainee.evaluate(step, validation)
-        if not math.isfinite(trainee.record.validation_losses[-1]):
+        observer.before(step)
+        trainee.train_step(to_device(problem.draw_batch(generator), observer.device))
+        if not observer.after(step, training):
             training["why"] = f"diverged before step {step}"
             return
-        _note(training, step, trainee, probe)
+
+
+class _Observer:
+    """What is done around the steps of a training."""
+
+    def __init__(self, entrant: Entrant, trainee: Trainee, job: Job, problem: Problem) -> None:
+        self.trainee, self.device = trainee, torch.device(job.device)
+        self.validation = [to_device(batch, self.device) for batch in problem.validation]
+        self.evaluated = evaluated_steps(job.num_steps)
+        # Without steps to predict there is nothing to compare.
+        self.predicts = entrant.predicts and entrant.options.get("prediction_steps", 1) > 0
+        self.lookahead = Lookahead(entrant.rule, trainee.optimizer, job.num_steps)
+        self.average = WeightAverage(trainee) if entrant.is_averaged else None
+        self.probe: PredictionProbe | None = None
+
+    def before(self, step: int) -> None:
+        """Watch the prediction of the step before; the rule says how far that of this one goes."""
+        is_probed = self.predicts and step in self.evaluated
+        self.probe = PredictionProbe(self.trainee.optimizer) if is_probed else None
+        self.lookahead.set(step)
+
+    def after(self, step: int, training: Training) -> bool:
+        """Note what is to be noted; whether all is well."""
+        if self.average is not None:
+            self.average.update()
+        if step not in self.evaluated:
+            return True
+        self.trainee.evaluate(step, self.validation)
+        if not math.isfinite(self.trainee.record.validation_losses[-1]):
+            return False
+        seen = [] if self.probe is None else self.probe.after_step()
+        self.lookahead.learn(seen)
+        _note(training, step, self.trainee, seen)
+        if self.average is not None:
+            loss = rounded(self.average.loss(self.validation), DIGITS)
+            training["averaged_losses"].append(loss)
+        return True
 
 
 @functools.cache
@@ -103,11 +137,11 @@ def posed(task: str, scale: Scale) -> Problem:
     return TASKS[task].pose(scale)
 
 
-def _start(problem: Problem, job: Job) -> Trainee:
+def _start(problem: Problem, job: Job, entrant: Entrant) -> Trainee:
     torch.manual_seed(job.seed)
     model = problem.build_model().to(job.device)
-    groups = parameter_groups(model, TASKS[job.task].weight_decay)
-    optimizer, factor = build(entrants("study")[job.optimizer], groups, job.lr, job.num_steps)
+    groups = parameter_groups(model, TASKS[job.task].weight_decay * entrant.decay_scale)
+    optimizer, factor = build(entrant, groups, job.lr, job.num_steps)
     return Trainee(Record(job.optimizer, job.seed), model, optimizer, factor, MAX_NORM)
 
 
@@ -120,15 +154,17 @@ def evaluated_steps(num_steps: int) -> list[int]:
     return sorted({math.ceil(num_steps * part / NUM_EVALUATIONS) for part in parts} - {1})
 
 
-def _note(training: Training, step: int, trainee: Trainee, probe: PredictionProbe | None) -> None:
+def _note(
+    training: Training, step: int, trainee: Trainee, seen: Sequence[Foresight | None]
+) -> None:
     gradients = [p.grad for p in trainee.model.parameters() if p.grad is not None]
     training["evaluated_steps"].append(step)
     training["validation_losses"].append(rounded(trainee.record.validation_losses[-1], DIGITS))
     training["norm_ratios"].append(rounded(norm_ratio(gradients), DIGITS))
-    for name, seen in zip(GROUPS, probe.after_step() if probe else (), strict=False):
-        lists = training["foresight"].setdefault(name, {"error": [], "best_steps": []})
+    for name, found in zip(GROUPS, seen, strict=False):
+        lists = training["foresight"].setdefault(name, {key: [] for key in Foresight._fields})
         for key, values in lists.items():
-            values.append(None if seen is None else rounded(getattr(seen, key), DIGITS))
+            values.append(None if found is None else rounded(getattr(found, key), DIGITS))
 
 
 # Many trainings.
@@ -142,8 +178,8 @@ def train_all(
     One process at a time per core, one thread each: small models gain little from threads.
     """
     missing = []
-    for job in jobs:
-        found = _read(job, folder)
+    for job in dict.fromkeys(jobs):
+        found = read(job, folder)
         if found is None:
             missing.append(job)
         else:
@@ -169,6 +205,10 @@ def _train_missing(
 
 def _prepare_worker() -> None:
     torch.set_num_threads(1)
+    # The same study twice gives the same numbers.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("high")  # on a GPU; the same for all
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -184,7 +224,8 @@ def _path(job: Job, folder: Path) -> Path:
     return folder / f"{job.slug}.json"
 
 
-def _read(job: Job, folder: Path) -> Training | None:
+def read(job: Job, folder: Path) -> Training | None:
+    """The training that a folder holds of a job, if it does."""
     path = _path(job, folder)
     if not path.exists():
         return None
