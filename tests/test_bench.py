@@ -249,9 +249,11 @@ def test_no_entrant_holds_more_memory_than_it_says(part):
 
 def test_every_optimizer_of_the_package_takes_part_everywhere():
     classes = {name for name in wpadamw.__all__ if isinstance(getattr(wpadamw, name), type)}
-    for part in ("fp32", "study", "train"):
-        factories = {entrant.factory for entrant in registry.entrants(part).values()}
-        assert {f"wpadamw:{name}" for name in classes} <= factories
+    for parts in (("fp32",), ("train",), registry.STUDIED):
+        factories = {entrant.factory for entrant in registry.entrants(*parts).values()}
+        # Where weight decay helps, Adam's is the worse AdamW: there is nothing to study.
+        left_out = {"WPAdam"} if parts == registry.STUDIED else set()
+        assert {f"wpadamw:{name}" for name in classes - left_out} <= factories
 
 
 def test_names_are_unique_within_a_part():

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import platform
 
 import pytest
 import torch
-from test_cli import refusal
 from torch.nn import Parameter
 
 from wpadamw import WPAdamW
 from wpadamw.bench import registry
-from wpadamw.bench.registry import Entrant, entrants, why_missing
-from wpadamw.bench.study import run as study
+from wpadamw.bench.registry import STUDIED, Entrant, entrants
 from wpadamw.bench.study import tasks, trainings
+from wpadamw.bench.study.average import AVERAGE_WEIGHT
 from wpadamw.bench.study.foresight import PredictionProbe, foresight, norm_ratio
+from wpadamw.bench.study.lookahead import RULES, Lookahead, Moment
 from wpadamw.bench.study.trainings import Job, evaluated_steps, train, train_all
-from wpadamw.cli import main
 
-REFERENCE, *OTHERS = ENTRANTS = [*entrants("study")]
+REFERENCE, *OTHERS = ENTRANTS = [*entrants(*STUDIED)]
 
 
 def job(task="signals", optimizer="WPAdamW, s = 1", lr=0.01, seed=0, num_steps=6):
@@ -56,8 +53,8 @@ def test_signals_hold_the_bump_of_their_class():
     assert peaks.unique().numel() > 5
 
 
-def test_language_model_has_about_ten_million_parameters_on_a_gpu():
-    scale = dataclasses.replace(tasks.GPU, context=8)
+def test_the_large_language_model_has_about_ten_million_parameters():
+    scale = dataclasses.replace(tasks.TASKS["gpt-10m"].scale, context=8)
     model = tasks.GPT(scale.context, scale.layers, scale.width, scale.heads)
     assert 10e6 < sum(p.numel() for p in model.parameters()) < 12e6
 
@@ -123,11 +120,15 @@ def test_training_records_all_lists_at_the_evaluated_steps(optimizer):
     assert training["why"] is None
     assert training["evaluated_steps"] == [2, 3, 4, 5, 6]
     lists = [training["validation_losses"], training["norm_ratios"]]
-    has_prediction = optimizer.startswith("WP")
-    assert set(training["foresight"]) == ({"matrices", "vectors"} if has_prediction else set())
+    entrant = entrants(*STUDIED)[optimizer]
+    predicts = entrant.predicts and not optimizer.endswith("s = 0")
+    assert set(training["foresight"]) == ({"matrices", "vectors"} if predicts else set())
+    assert len(training["averaged_losses"]) == 5 * entrant.is_averaged
     for group in training["foresight"].values():
         lists += group.values()
-    assert all(len(values) == 5 and all(map(math.isfinite, values)) for values in lists)
+    assert all(len(values) == 5 for values in lists)
+    # A group that is not predicted has nothing to be compared.
+    assert all(math.isfinite(value) for values in lists for value in values if value is not None)
 
 
 def test_training_is_repeatable_and_follows_its_seed():
@@ -153,128 +154,85 @@ def test_optimizer_that_raises_leaves_its_reason(monkeypatch):
         raise RuntimeError("no luck\nat all")
 
     monkeypatch.setattr(math, "crash", crash, raising=False)
-    monkeypatch.setattr(registry, "ENTRANTS", [Entrant("Crash", "math:crash", {}, ("study",))])
+    monkeypatch.setattr(registry, "ENTRANTS", [Entrant("Crash", "math:crash", {}, ("core",))])
     assert train(job(optimizer="Crash"))["why"] == "RuntimeError: no luck"
 
 
-# Learning rates.
+# An average of the weights.
 
 
-def found(**losses):
-    """A search of two seeds: lr_2=0.5 is a loss of 0.5 at the rate 2, None a failure."""
-    return {
-        float(name.removeprefix("lr_")): [ended(8.0), ended(loss)] for name, loss in losses.items()
-    }
+def test_the_average_is_that_of_the_true_weights(monkeypatch):
+    seen = {}
+
+    class Watched(trainings.WeightAverage):
+        def update(self):
+            super().update()
+            param = next(iter(self.trainee.model.parameters()))
+            seen.setdefault("true", []).append(param.detach().clone())
+            seen["average"] = next(iter(self.model.module.parameters())).detach().clone()
+
+    monkeypatch.setattr(trainings, "WeightAverage", Watched)
+    watched = train(job(lr=0.05))
+    first, *others = seen["true"]
+    average = first.clone()
+    for weights in others:
+        average.lerp_(weights, AVERAGE_WEIGHT)
+    torch.testing.assert_close(seen["average"], average)
+    monkeypatch.setattr(trainings, "WeightAverage", None)
+    alone = entrants(*STUDIED)["WPAdamW, s = 1"]._replace(is_averaged=False)
+    monkeypatch.setattr(registry, "ENTRANTS", [alone])
+    assert train(job(lr=0.05))["validation_losses"] == watched["validation_losses"]
 
 
-def ended(loss):
-    why = None if loss is not None else "diverged"
-    return {"why": why, "validation_losses": [9.0, loss], "seconds": 1.0}
+# Rules for the number of steps to predict.
 
 
-def test_search_widens_until_the_best_lies_inside():
-    assert study.next_rates(found(lr_1=3.0, lr_2=2.0, lr_4=1.0)) == [8.0]
-    assert study.next_rates(found(lr_1=1.0, lr_2=2.0, lr_4=3.0)) == [0.5]
-    assert study.next_rates(found(lr_1=2.0, lr_2=1.0, lr_4=3.0)) == []
-    assert study.next_rates(found(lr_1=2.0, lr_2=1.0, lr_4=None)) == []
-    assert study.next_rates(found(lr_1=None, lr_2=None)) == []
-
-
-def test_best_rate_is_that_of_the_smallest_final_loss():
-    assert study.best_rate(found(lr_4=1.0, lr_1=2.0, lr_2=1.0)) == 2.0
-    assert study.best_rate(found(lr_1=None, lr_2=7.0)) == 2.0
-
-
-def test_search_keeps_failures_as_none():
-    entry = study.search_as_json("gpt", REFERENCE, found(lr_2=None, lr_1=3.0))
-    assert (entry["lr"], entry["losses"], entry["seconds"]) == ([1.0, 2.0], [5.5, None], 4.0)
-
-
-# A whole study.
-
-
-@pytest.fixture(scope="module")
-def quick_study(tmp_path_factory):
-    out = tmp_path_factory.mktemp("study")
-    arguments = ("--quick", "--tasks", "signals", "--seeds", "2", "--workers", "2")
-    assert main(["study", "--out", str(out), *arguments]) == 0
-    return out
-
-
-def results_of(out):
-    return json.loads((out / "study.json").read_text())
-
-
-def test_study_trains_every_optimizer_with_every_seed_at_its_best_rate(quick_study):
-    results = results_of(quick_study)
-    assert results["quick"] is True
-    assert (results["python"], results["seeds"]) == (platform.python_version(), 2)
-    runs = {(run["optimizer"], run["seed"]): run for run in results["runs"]}
-    assert set(runs) == {(name, seed) for name in ENTRANTS for seed in (0, 1)}
-    for search in results["searches"]:
-        best = search["lr"][search["losses"].index(min(search["losses"]))]
-        assert best == runs[search["optimizer"], 0]["lr"] == runs[search["optimizer"], 1]["lr"]
-
-
-def test_study_writes_report_and_plots(quick_study):
-    text = (quick_study / "study.md").read_text()
-    for name in ENTRANTS:
-        assert f"| {name} |" in text
-    for name in ("study-losses.png", "study-foresight.png", "study-norms.png"):
-        assert (quick_study / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_study_goes_on_where_it_was_interrupted(quick_study, monkeypatch):
-    done = sorted((quick_study / "trainings").iterdir())
-    done[0].unlink()
-    (quick_study / "trainings" / "half.partial").write_text("{")
-    made = []
-    monkeypatch.setattr(
-        trainings,
-        "_train_missing",
-        lambda jobs, *_: [(one, made.append(one) or train(one)) for one in jobs],
+def test_rules_follow_what_their_names_say():
+    start, middle, end = (Moment(step, 1000, (0.8, 0.5)) for step in (1, 150, 1000))
+    assert RULES["2, matrices only"](middle) == (2.0, 0.0)
+    assert [RULES["2, warmed up"](now)[0] for now in (start, middle, end)] == pytest.approx(
+        [2 / 300, 1.0, 2.0]
     )
-    before = results_of(quick_study)
-    arguments = ("--quick", "--tasks", "signals", "--seeds", "2")
-    assert main(["study", "--out", str(quick_study), *arguments]) == 0
-    assert [f"{one.slug}.json" for one in made] == [done[0].name]
+    assert RULES["2 x schedule"](start)[1] == pytest.approx(0.02)
+    assert RULES["2 x schedule"](end)[1] == pytest.approx(0.2, rel=1e-3)
+    assert RULES["best"](end) == (0.8, 0.5)
+    assert RULES["2 x best"](end) == (1.6, 1.0)
 
-    def losses(results):
-        return [run["validation_losses"] for run in results["runs"]]
 
-    assert losses(results_of(quick_study)) == losses(before)
+def test_a_rule_sets_the_groups_and_learns_from_what_was_foreseen():
+    params = [{"params": [Parameter(torch.ones(1))]} for _ in range(2)]
+    optimizer = WPAdamW(params)
+    follow = Lookahead("best", optimizer, 100)
+    follow.learn([foresight(torch.ones(1), torch.ones(1), 3.0), None])
+    follow.set(1)
+    steps = [group["prediction_steps"] for group in optimizer.param_groups]
+    assert steps == pytest.approx([1 + 0.2 * 2, 1.0])
+    Lookahead(None, optimizer, 100).set(2)
+    assert steps == [group["prediction_steps"] for group in optimizer.param_groups]
+
+
+def test_trainings_with_a_rule_say_how_far_they_predicted():
+    seen = train(job(optimizer="s = 2, matrices only"))["foresight"]
+    assert seen["matrices"]["steps"] == [2.0] * 5
+    assert seen["vectors"]["best_steps"] == [None] * 5
+
+
+# Files.
 
 
 def test_training_is_made_anew_when_what_it_depends_on_has_changed(tmp_path):
     old = job(num_steps=3)
     assert len(list(train_all([old], tmp_path, 1))) == 1
-    assert trainings._read(old, tmp_path) is not None
-    assert trainings._read(dataclasses.replace(old, versions=("1",)), tmp_path) is None
-    assert trainings._read(dataclasses.replace(old, scale=tasks.CPU), tmp_path) is None
+    assert trainings.read(old, tmp_path) is not None
+    assert trainings.read(dataclasses.replace(old, versions=("1",)), tmp_path) is None
+    assert trainings.read(dataclasses.replace(old, scale=tasks.SMALL), tmp_path) is None
 
 
-def miss_all_packages(monkeypatch):
-    for module in (study, registry):
-        monkeypatch.setattr(module, "why_missing", lambda package, *_: package and f"no {package}")
-
-
-def test_missing_package_leaves_its_entries_out_by_name(monkeypatch):
-    assert why_missing(None) is None
-    assert why_missing("torch") is None
-    assert why_missing("no_such_package") == "no_such_package is not installed"
-    miss_all_packages(monkeypatch)
-    assert study._left_out(["gpt", "digits"]) == {
-        "digits": "no sklearn",
-        "AdamWScheduleFree": "no schedulefree",
-        "AdaBelief (pytorch_optimizer)": "no pytorch_optimizer",
-    }
-
-
-def test_study_refuses_what_it_cannot_do(capsys, monkeypatch, tmp_path):
-    assert "--tasks" in refusal(capsys, "study", "--tasks", "nothing")
-    assert "warp" in refusal(capsys, "study", "--device", "warp")
-    assert "--seeds" in refusal(capsys, "study", "--seeds", "0")
-    miss_all_packages(monkeypatch)
-    text = refusal(capsys, "study", "--tasks", "digits", "--out", str(tmp_path))
-    assert "--tasks must name one that can run here" in text
-    assert "no sklearn" in text
+def test_equal_jobs_are_trained_once(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        trainings,
+        "_train_missing",
+        lambda jobs, *_: [(one, made.append(one) or {}) for one in jobs],
+    )
+    assert len(list(train_all([job(), job(), job(seed=1)], tmp_path, 1))) == 2 == len(made)

@@ -82,8 +82,8 @@ def plan(out: Path) -> list[Step]:
     check = [*probe, "check"]
     return [
         Step("machine", [python, "-c", SHOW_MACHINE], 20, tools),
-        Step("build", _build_command(python), 110, build),
-        Step("tests", _test_command(python, out), 125, {**tools, **TEST_ENVIRONMENT}),
+        Step("build", _build_command(python), 90, build),
+        Step("tests", _test_command(python, out), 100, {**tools, **TEST_ENVIRONMENT}),
         Step(
             "benchmarks",
             [python, "-m", "wpadamw", "bench", "--device", "cuda", "--out", str(out)],
