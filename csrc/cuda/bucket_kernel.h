@@ -20,34 +20,49 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
 
   bool moves = true;  // where it predicts: a prediction may move nothing
 
-  // Returns what it holds, predicted by the first look.
+  // Returns what it holds, predicted by the first look: the direction is at hand.
   template <int kN>
-  __device__ real_t run_element(Loaded<kN>& loaded, int j) const {
+  __device__ real_t step_element(Loaded<kN>& loaded, int j) const {
     Element<Rule, real_t> element = this->element(loaded, j);
-    real_t gradient{};
-    if constexpr (is_step(kOperation)) gradient = this->gradient(loaded, j);
-    real_t held = apply<kOperation>(element, gradient, this->row);
-    if constexpr (predicts(kOperation)) held = moves ? held : element.weight;
+    const real_t predicted = apply<kOperation>(element, this->gradient(loaded, j), this->row);
     loaded.weight.values[j] = element.weight;
 #pragma unroll
     for (int k = 0; k < Rule::kNumStates; ++k) {
       loaded.state.at[k].values[j] = element.state.at[k];
     }
-    return held;
+    return moves ? predicted : element.weight;
   }
 
+  // An update is stored before further looks: they find its registers free.
   template <int kN>
-  __device__ void store(int i, const Loaded<kN>& loaded) const {
-    if constexpr (is_step(kOperation)) {
-      if constexpr (kHasBackup) loaded.weight.store(this->weight + i);
+  __device__ void run_loaded(const Arguments<Rule, real_t>& arguments, int i,
+                             Loaded<kN>& loaded) const {
+    constexpr int kNumDone = is_step(kOperation) ? 1 : 0;
+    real_t held[kN];
+    this->undo(arguments, loaded);
 #pragma unroll
-      for (int k = 0; k < Rule::kNumStates; ++k) loaded.state.at[k].store(this->state.at[k] + i);
+    for (int j = 0; j < kN; ++j) {
+      if constexpr (is_step(kOperation)) held[j] = step_element(loaded, j);
+      if constexpr (!is_step(kOperation)) held[j] = this->element(loaded, j).weight;
     }
+    if constexpr (is_step(kOperation)) store_updated(i, loaded);
+    if constexpr (predicts(kOperation)) {
+      this->look_on(arguments, loaded, kNumDone, moves ? arguments.num_looks : 0, held);
+    }
+#pragma unroll
+    for (int j = 0; j < kN; ++j) loaded.param.values[j] = Round<param_t>::from(held[j]);
     loaded.param.store(this->param + i);
   }
 
+  template <int kN>
+  __device__ void store_updated(int i, const Loaded<kN>& loaded) const {
+    if constexpr (kHasBackup) loaded.weight.store(this->weight + i);
+#pragma unroll
+    for (int k = 0; k < Rule::kNumStates; ++k) loaded.state.at[k].store(this->state.at[k] + i);
+  }
+
   // All loads of a thread before its first use of one: they wait for memory together.
-  __device__ void run_packs() const {
+  __device__ void run_packs(const Arguments<Rule, real_t>& arguments) const {
     constexpr int kWidth = Base::kWidth, kPacks = Base::kPacks;
     Loaded<kWidth> loaded[kPacks];
 #pragma unroll
@@ -59,11 +74,7 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     for (int p = 0; p < kPacks; ++p) {
       const int i = (p * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
       if (i + kWidth > this->numel) return;
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        loaded[p].param.values[j] = Round<param_t>::from(run_element(loaded[p], j));
-      }
-      store(i, loaded[p]);
+      run_loaded(arguments, i, loaded[p]);
     }
   }
 
@@ -72,28 +83,27 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     for (int i = begin + static_cast<int>(threadIdx.x); i < this->numel; i += kThreads) {
       Loaded<1> loaded;
       this->load(i, loaded);
-      this->undo(arguments, loaded);
-      real_t held = run_element(loaded, 0);
-      if (predicts(kOperation) && moves) held = this->look_on(arguments, loaded, held);
-      loaded.param.values[0] = Round<param_t>::from(held);
-      store(i, loaded);
+      run_loaded(arguments, i, loaded);
     }
   }
 
   __device__ void run(const Arguments<Rule, real_t>& arguments) const {
-    const bool has_packs = this->has_packs(arguments);
-    if (has_packs) run_packs();
+    const bool has_packs = this->has_packs();
+    if (has_packs) run_packs(arguments);
     run_singly(arguments, has_packs ? this->numel / Base::kWidth * Base::kWidth : 0);
   }
 };
 
 // Blocks that a multiprocessor must have room for: so many that others load while one computes, so
 // few that no register spills.
-template <typename Rule, typename real_t>
-constexpr int kMinBlocks = sizeof(real_t) == 4 && Rule::kNumStates < 4 ? 5 - Rule::kNumStates : 1;
+template <typename Rule, typename param_t, Operation kOperation>
+constexpr int min_blocks() {
+  if (sizeof(param_t) > 4 || Rule::kNumStates > 3) return 1;
+  return is_step(kOperation) && Rule::kNumStates > 1 ? 3 : 4;
+}
 
 template <typename Rule, typename param_t, typename grad_t, Operation kOperation, bool kHasBackup>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<Rule, typename RealOf<param_t>::type>)
+__global__ void __launch_bounds__(kThreads, min_blocks<Rule, param_t, kOperation>())
     bucket_kernel(const Arguments<Rule, typename RealOf<param_t>::type> arguments) {
   if (arguments.is_void()) return;
   const Chunk chunk = arguments.chunks[blockIdx.x];

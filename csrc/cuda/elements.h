@@ -69,11 +69,13 @@ struct Arguments {
     return grad_factor_address == nullptr ? grad_factor : static_cast<real_t>(*grad_factor_address);
   }
   // Rows of several looks lie in device memory.
-  __device__ const double* looks_of(int32_t tensor) const {
-    return at(index[tensor] < 0 ? 0 : index[tensor]) + kNumStep<Rule>;
+  __device__ Look look(int32_t tensor, int n) const {
+    const double* row = at(index[tensor] < 0 ? 0 : index[tensor]);
+    return round_nth_look<Rule, real_t>(row + kNumStep<Rule>, n);
   }
-  __device__ const double* held_looks_of(int32_t tensor) const {
-    return at(index[num_tensors + tensor]) + kNumStep<Rule>;
+  __device__ Look held_look(int32_t tensor, int n) const {
+    const double* row = at(index[num_tensors + tensor]);
+    return round_nth_look<Rule, real_t>(row + kNumStep<Rule>, n);
   }
   __device__ const double* at(int32_t i) const {
     return scalars + int64_t{i} * (kNumStep<Rule> + num_looks * kNumLook<Rule>);
@@ -125,11 +127,9 @@ struct Elements {
     for (int k = 0; k < Rule::kNumStates; ++k) state.at[k] = arguments.state.at[k] + chunk.offset;
   }
 
-  // The state is always aligned: tensors and chunks begin at multiples of whole packs there. Where a
-  // prediction has several looks elements are taken singly: what few need would be half of the code.
-  __device__ bool has_packs(const Arguments<Rule, real_t>& arguments) const {
-    const bool are_aligned = is_aligned(param) && (!is_step(kOperation) || is_aligned(grad));
-    return are_aligned && arguments.num_looks == 1;
+  // The state is always aligned: tensors and chunks begin at multiples of whole packs there.
+  __device__ bool has_packs() const {
+    return is_aligned(param) && (!is_step(kOperation) || is_aligned(grad));
   }
 
   template <int kN>
@@ -144,16 +144,6 @@ struct Elements {
   }
 
   template <int kN>
-  __device__ real_t true_weight(const Loaded<kN>& loaded, int j, const State& values) const {
-    if constexpr (kHasBackup) return loaded.weight.values[j];
-    const real_t found = to_real(loaded.param.values[j]);
-    if constexpr (kMayHoldPrediction) {
-      if (holds_prediction) return Rule::recover(found, values, held);
-    }
-    return found;
-  }
-
-  template <int kN>
   static __device__ State state_of(const Loaded<kN>& loaded, int j) {
     State values;
 #pragma unroll
@@ -162,9 +152,9 @@ struct Elements {
   }
 
   template <int kN>
-  __device__ Element<Rule, real_t> element(const Loaded<kN>& loaded, int j) const {
-    const State values = state_of(loaded, j);
-    return {values, true_weight(loaded, j, values)};
+  static __device__ Element<Rule, real_t> element(const Loaded<kN>& loaded, int j) {
+    if constexpr (kHasBackup) return {state_of(loaded, j), loaded.weight.values[j]};
+    return {state_of(loaded, j), to_real(loaded.param.values[j])};
   }
 
   template <int kN>
@@ -172,27 +162,35 @@ struct Elements {
     return to_real(loaded.grad.values[j]) * grad_factor;
   }
 
-  // Undoes all but the first look of a prediction.
-  __device__ void undo(const Arguments<Rule, real_t>& arguments, Loaded<1>& loaded) const {
+  // Turns what parameters hold into true weights. Looks are outside and elements inside: a look's
+  // numbers are read, and rounded from float64, once for all elements.
+  template <int kN>
+  __device__ void undo(const Arguments<Rule, real_t>& arguments, Loaded<kN>& loaded) const {
     if constexpr (kMayHoldPrediction) {
-      real_t& value = loaded.param.values[0];
 #pragma unroll 1
-      for (int k = holds_prediction ? arguments.num_looks - 1 : 0; k > 0; --k) {
-        const double* looks = arguments.held_looks_of(tensor);
-        value = Rule::recover(value, state_of(loaded, 0), round_nth_look<Rule, real_t>(looks, k));
+      for (int k = holds_prediction ? arguments.num_looks : 0; k > 0; --k) {
+        const Look look = k == 1 ? held : arguments.held_look(tensor, k - 1);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) {
+          real_t& value = loaded.param.values[j];
+          value = Rule::recover(value, state_of(loaded, j), look);
+        }
       }
     }
   }
 
-  // Goes on from what the first look has predicted.
-  __device__ real_t look_on(const Arguments<Rule, real_t>& arguments, const Loaded<1>& loaded,
-                            real_t value) const {
+  // Predicts by the looks of a range.
+  template <int kN>
+  __device__ void look_on(const Arguments<Rule, real_t>& arguments, const Loaded<kN>& loaded,
+                          int begin, int end, real_t (&values)[kN]) const {
 #pragma unroll 1
-    for (int k = 1; k < arguments.num_looks; ++k) {
-      const double* looks = arguments.looks_of(tensor);
-      value = Rule::predict(value, state_of(loaded, 0), round_nth_look<Rule, real_t>(looks, k));
+    for (int k = begin; k < end; ++k) {
+      const Look look = k == 0 ? row.look : arguments.look(tensor, k);
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        values[j] = Rule::predict(values[j], state_of(loaded, j), look);
+      }
     }
-    return value;
   }
 };
 

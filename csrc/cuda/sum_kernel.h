@@ -31,9 +31,11 @@ struct SumBlock : Elements<Rule, param_t, grad_t, Operation::kStep, kHasBackup> 
                        this->row.look);
   }
 
-  __device__ void fill_pack(int i, Terms* terms_of_pack) const {
+  __device__ void fill_pack(const Arguments<Rule, real_t>& arguments, int i,
+                            Terms* terms_of_pack) const {
     Loaded<kWidth> loaded;
     this->load(i, loaded);
+    this->undo(arguments, loaded);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) terms_of_pack[j] = terms(loaded, j);
   }
@@ -52,12 +54,12 @@ struct SumBlock : Elements<Rule, param_t, grad_t, Operation::kStep, kHasBackup> 
   }
 
   __device__ void fill(const Arguments<Rule, real_t>& arguments, Sums& sums) const {
-    const bool has_packs = this->has_packs(arguments);
+    const bool has_packs = this->has_packs();
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int i = (p * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
       if (has_packs && i + kWidth <= this->numel) {
-        fill_pack(i, sums.at[p]);
+        fill_pack(arguments, i, sums.at[p]);
       } else {
         fill_singly(arguments, i, sums.at[p]);
       }
