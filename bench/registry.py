@@ -171,7 +171,6 @@ ENTRANTS = (
             temporary_bytes=16, package="pytorch_optimizer"),
     # Beside other packages.
     Entrant(FOR_LOOP, _TORCH, _adam(foreach=False), _PEER, temporary_bytes=8),
-    Entrant(COMPILED, ".steppers:Compiled", _adam(), _PEER, temporary_bytes=16),
     Entrant("AdaBelief (adabelief_pytorch)", ".steppers:adabelief", _BELIEF, _PEER,
             temporary_bytes=16, package="adabelief_pytorch"),
     *(
@@ -179,13 +178,16 @@ ENTRANTS = (
         for name, factory, options, moved, package in (
             (DEEPSPEED, "deepspeed.ops.adam:DeepSpeedCPUAdam", {"adamw_mode": True}, STEP_BYTES,
              "deepspeed"),
-            (HEAVYBALL, "heavyball:AdamW", {}, None, "heavyball"),
             ("AdamW (optimi)", "optimi:AdamW", {}, None, "torch-optimi"),
             ("StableAdamW (pytorch_optimizer)", "pytorch_optimizer:StableAdamW", {}, None,
              "pytorch_optimizer"),  # its AdamW is torch's
             ("AdamW8bit (bitsandbytes)", "bitsandbytes.optim:AdamW8bit", {}, None, "bitsandbytes"),
+            ("FlashAdamW", "flashoptim:FlashAdamW", {"master_weight_bits": None}, None,
+             "flashoptim"),
             (TORCHAO, "torchao.optim:AdamW8bit", {}, None, "torchao"),
-            ("FlashAdamW", "flashoptim:FlashAdamW", {}, None, "flashoptim"),
+            # Last, as their compilers take as long as they like.
+            (HEAVYBALL, "heavyball:AdamW", {}, None, "heavyball"),
+            (COMPILED, ".steppers:Compiled", {}, None, None),
         )
     ),
 )

@@ -186,8 +186,10 @@ class Twins:
         make: Any = WPAdamW,
         backends: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
+        record_dtype: torch.dtype = torch.float64,
         **options: Any,
     ) -> None:
+        self.record_dtype = record_dtype
         self.by_backend = {
             name: make(
                 moved(make_params(), "cpu" if name == "cpp" else device), backend=name, **options
@@ -220,7 +222,7 @@ class Twins:
     def compare(self) -> None:
         for optimizer in self.by_backend.values():
             if optimizer is not self._last:
-                assert_same_training(optimizer, self._last)
+                assert_same_training(optimizer, self._last, self.record_dtype)
 
     def run_everything(self, generator: torch.Generator, grad_dtype: torch.dtype) -> None:
         """Steps from both modes, and both ways between the modes."""

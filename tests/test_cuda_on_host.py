@@ -34,7 +34,7 @@ from test_backends import (  # noqa: F401
     test_kernels_equal_the_specification_with_gradients_of_several_dtypes,
 )
 
-from wpadamw import WPAdamW
+from wpadamw import WPAdamW, compare
 from wpadamw._backends import device_table
 from wpadamw._backends.device_table import chunk_table
 from wpadamw.rules.summing import CHUNK_NUMEL
@@ -121,6 +121,27 @@ def test_parameters_with_counts_and_predictions_of_their_own(backup, generator):
         pair.run(WPAdamW.step)
     pair.run(WPAdamW.restore)
     pair.run(WPAdamW.predict)
+
+
+@pytest.mark.parametrize("options", [{}, {"prediction": "rollout"}], ids=["linear", "rollout"])
+def test_parameters_are_compared_in_windows(options, monkeypatch, generator):
+    """A window of a large model holds few of its parameters, and has room for their rows alone."""
+    fits = []
+    place = device_table.DeviceTable.rows
+
+    def watched(table, rows):
+        fits.append(rows.scalars.numel() <= table.scalars.tensor.numel())
+        return place(table, rows)
+
+    monkeypatch.setattr(compare, "_capacity", lambda bucket: 128)
+    monkeypatch.setattr(device_table.DeviceTable, "rows", watched)
+    pair = twins([100, 60, 64, 300, 5, 17, 64], torch.float32, **options)
+    for _ in range(3):
+        pair.set_random_grads(generator, torch.float32)
+        pair.run(WPAdamW.step)
+        pair.run(WPAdamW.restore)
+        pair.run(WPAdamW.predict)
+    assert all(fits) and len(fits) > 6
 
 
 def test_only_addresses_that_changed_are_uploaded(monkeypatch, generator):

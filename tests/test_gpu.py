@@ -215,6 +215,13 @@ def test_more_than_two_to_the_31_elements_in_one_bucket():
     assert present
 
 
+def test_models_larger_than_what_is_compared_at_once_get_the_same_bits(backend, generator):
+    numels = [2**20] * 12 + [17] * 9
+    result = trio(backend, numels, torch.float32)
+    for _ in range(2):
+        result.run_everything(generator, torch.float32)
+
+
 # Time.
 
 

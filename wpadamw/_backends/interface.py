@@ -56,11 +56,13 @@ class Rows:
     index: Tensor | None = None  # int32, [2, parameters]
 
     def of(self, params: Sequence[int]) -> Rows:
-        """The rows of some parameters, in this order."""
+        """The rows of some parameters, in this order, and no others: a table has room for two each."""
         if self.index is None:
             return self
         index = self.index[:, torch.tensor(params, device=self.index.device)]
-        return Rows(self.scalars, index.contiguous())
+        scalars = self.scalars[index.flatten().clamp(min=0).long()]
+        places = torch.arange(index.numel(), dtype=torch.int32, device=index.device)
+        return Rows(scalars, torch.where(index < 0, -1, places.view_as(index)))
 
 
 class LedgerTensors(NamedTuple):
