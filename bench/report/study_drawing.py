@@ -51,7 +51,7 @@ def _draw_saved(axes: Any, panel: dict[str, Any], rows: Sequence[str]) -> None:
         axes.errorbar(row["mean"], y, xerr=row["error"], **look)
     clean(axes)
     axes.grid(axis="y", visible=False)
-    axes.set(ylim=(len(rows) - 0.5, -0.5))
+    axes.set(ylim=(max(len(rows), 1) - 0.5, -0.5))
     axes.set_title(panel["title"].replace(" (", "\n("), fontsize=8.5, fontweight="bold")
 
 

@@ -14,8 +14,7 @@ LEGEND = (
     "seeds, those of the search and those of the evaluation; bold: the best of the search. *Good "
     "range*: the largest over the smallest of the neighbouring rates, around the best one, at "
     "which the optimizer is on average at least as good as {reference} at {reference}'s best rate, "
-    "seed by seed; empty where the best one is not. *Trained*: how many rates, and trainings in "
-    "all."
+    "seed by seed; empty where the best one is not. Last: how many rates and trainings there were."
 )
 
 
@@ -28,7 +27,7 @@ def rates(all_results: Sequence[Results]) -> str:
 def _table(column: Column) -> str:
     names = optimizers([column.results])
     tried = by_rate([trial for name in names for trial in column.trials(name)])
-    head = ["", *map(rate_text, tried), "good range", "trained"]
+    head = ["", *map(rate_text, tried), "good range", "rates, trainings"]
     rows = [_row(column, name, list(tried)) for name in names]
     return f"**{column.title}**\n\n{markdown(head, rows)}"
 
