@@ -17,6 +17,7 @@ from .study_statistics import (
     compare,
     verdicts,
 )
+from .styles import short
 
 PEERS = ("NAdamW", "AdamWScheduleFree")
 PREDICTING = "WPAdamW, s = "
@@ -55,15 +56,13 @@ class Comparisons:
                     self.found[row, column.label] = found
         self.verdicts = verdicts(self.found)
 
-    def labels(self, row: str, verdict: str) -> list[str]:
-        """The columns on which a row has this verdict."""
-        labels = [column.label for column in self.columns]
-        return [label for label in labels if self.verdicts.get((row, label)) == verdict]
+    def rows(self, column: Column, verdict: str) -> list[str]:
+        """The rows that have this verdict on a column."""
+        return [row for row in self.pairs if self.verdicts.get((row, column.label)) == verdict]
 
     def tasks(self, row: str, verdict: str) -> set[str]:
         """The tasks on which a row has this verdict, on whatever machine."""
-        labels = self.labels(row, verdict)
-        return {column.task for column in self.columns if column.label in labels}
+        return {column.task for column in self.columns if row in self.rows(column, verdict)}
 
     def table(self, corner: str) -> str:
         """The differences with their verdicts, a column a task."""
@@ -143,9 +142,12 @@ def sentences(all_results: Sequence[Results]) -> str:
 
 
 def _who(found: Comparisons, verdict: str) -> str:
-    """The rows with a verdict, and where they have it."""
-    where = {row: found.labels(row, verdict) for row in found.pairs}
-    named = [f"{row} on {', '.join(labels)}" for row, labels in where.items() if labels]
+    """The rows with a verdict, task by task."""
+    where = {
+        column.label: [short(row) for row in found.rows(column, verdict)]
+        for column in found.columns
+    }
+    named = [f"on {label} {', '.join(rows)}" for label, rows in where.items() if rows]
     return "; ".join(named) or "none"
 
 
