@@ -8,6 +8,7 @@ import pytest
 from matplotlib.text import Text
 
 from wpadamw.bench.report import (
+    plots,
     study_comparisons,
     study_drawing,
     study_plots,
@@ -300,6 +301,12 @@ def test_plots_draw_several_machines_and_predictions_with_gaps(results):
         assert len(plot.draw(plot.source([results, other])).axes) == 2
     (panel, _) = study_plots.foresight([results, other])
     assert panel["errors"]["WPAdamW, s = 3"]["x"] == [20, 30, 40]
+
+
+@pytest.mark.parametrize(("number", "columns"), [(0, 1), (1, 1), (3, 3), (4, 2), (5, 3), (7, 3)])
+def test_panels_fill_their_rows_evenly(number, columns):
+    assert plots.columns_of_grid(number, 3) == columns
+    assert len(plots.grid(number, 3, (1, 1))[1]) == number
 
 
 def test_names_have_one_style_each_and_new_ones_a_stable_one():

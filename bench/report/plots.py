@@ -67,13 +67,19 @@ def panels(num_rows: int, num_columns: int, inches: tuple[float, float]) -> tupl
 
 def grid(number: int, most_columns: int, inches: tuple[float, float]) -> tuple[Any, list[Any]]:
     """A figure and so many panels, row by row; an empty one where there are none."""
-    num_columns = min(max(number, 1), most_columns)
+    num_columns = columns_of_grid(number, most_columns)
     num_rows = -(-max(number, 1) // num_columns)
     figure, rows = panels(num_rows, num_columns, inches)
     all_axes = [axes for row in rows for axes in row]
     for axes in all_axes[max(number, 1) :]:
         axes.remove()
     return figure, all_axes[:number]
+
+
+def columns_of_grid(number: int, most: int) -> int:
+    """How many columns fill as few rows evenly."""
+    num_rows = -(-max(number, 1) // most)
+    return -(-max(number, 1) // num_rows)
 
 
 def draw_lines(axes: Any, lines: dict[str, Any]) -> None:

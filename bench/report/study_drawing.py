@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .plots import draw_lines, grid
+from .plots import columns_of_grid, draw_lines, grid
 from .study_results import rate_text
 from .styles import GREY, clean, label_ends, short, style_of
 
@@ -24,14 +24,14 @@ CURVE_HEIGHT = 2.5
 def draw_steps(source: Source) -> Any:
     """Steps saved, a row per optimizer, a panel per task."""
     rows = list(dict.fromkeys(row for panel in source for row in panel["rows"]))
-    num_columns = min(max(len(source), 1), STEPS_COLUMNS)
+    num_columns = columns_of_grid(len(source), STEPS_COLUMNS)
     figure, all_axes = grid(
         len(source), STEPS_COLUMNS, (8.4 / num_columns, 0.95 + 0.27 * len(rows))
     )
     for i, (panel, axes) in enumerate(zip(source, all_axes, strict=True)):
         _draw_saved(axes, panel, rows)
         axes.set_yticks(range(len(rows)), map(short, rows))
-        axes.tick_params(axis="y", length=0, labelleft=i % STEPS_COLUMNS == 0)
+        axes.tick_params(axis="y", length=0, labelleft=i % num_columns == 0)
         axes.set_xlim(*_saved_limits(source))
     for panel in source[:1]:
         text = f"steps saved to {panel['reference']}'s final loss, % of all"
