@@ -47,16 +47,16 @@ def quick_results(quick_run):
     return json.loads((quick_run[1] / "cpu.json").read_text())
 
 
-def test_bench_prints_and_writes_tables_and_draws_the_roofline(quick_run, quick_results):
+def test_bench_prints_and_writes_tables_and_draws_bars(quick_run, quick_results):
     done, out = quick_run
-    assert {path.name for path in out.iterdir()} == {"cpu.json", "report.md", "roofline.png"}
+    assert {path.name for path in out.iterdir()} == {"cpu.json", "report.md", "step-times.png"}
     page = (out / "report.md").read_text()
     assert "CPU target" not in page  # those are for other sizes
-    assert "(roofline.png)" in page
+    assert "(step-times.png)" in page
     for table in quick_results["tables"].values():
         assert f"**{table['title']}**" in page
         assert f"**{table['title']}**" in done.stdout
-    assert matplotlib.image.imread(out / "roofline.png").shape[0] > 300
+    assert matplotlib.image.imread(out / "step-times.png").shape[0] > 300
 
 
 def test_bench_shows_its_progress_on_stderr(quick_run):

@@ -231,7 +231,7 @@ def test_everything_is_written_into_few_small_files(tmp_path):
     write_files(tmp_path)
     gpu.write(outcomes(tmp_path), tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == set(gpu.RESULT_FILES) - {"cuda.failed.json", "report.md", "roofline.png"}
+    assert names == set(gpu.RESULT_FILES) - {"cuda.failed.json", "report.md", "step-times.png"}
     assert len(set(gpu.RESULT_FILES) - {"cuda.failed.json"}) <= 8
     assert 7 * steps.MAX_OUTPUT_BYTES < 2**24  # log.txt
     assert "because" in (tmp_path / "log.txt").read_text()

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from wpadamw.bench import registry
-from wpadamw.bench.report import documents, markup, plots, roofline, speed_tables, training
+from wpadamw.bench.report import bars, documents, markup, plots, speed_tables, training
 
 # Tables.
 
@@ -238,13 +238,13 @@ def test_check_fails_on_markers_that_cannot_be_filled(project, capsys, text, rea
 @pytest.fixture
 def project_with_plot(project):
     page = project / "docs" / "measured.md"
-    page.write_text(page.read_text() + "![time over bytes](images/roofline.png)\n")
+    page.write_text(page.read_text() + "![time over bytes](images/step-times.png)\n")
     return project
 
 
 def test_report_draws_the_plots_that_documents_show(project_with_plot, capsys):
     assert documents.main([], project_with_plot) == 0
-    assert "written: docs/images/roofline.png" in capsys.readouterr().out
+    assert "written: docs/images/step-times.png" in capsys.readouterr().out
     assert documents.main(["--check"], project_with_plot) == 0
 
 
@@ -260,20 +260,20 @@ def test_check_fails_when_a_plot_is_not_that_of_the_results(project_with_plot, c
     results.write_text(json.dumps({**MEASURED, "tables": MEASURED["tables"] | changed["tables"]}))
     capsys.readouterr()
     assert documents.main(["--check"], project_with_plot) == 1
-    assert "out of date: docs/images/roofline.png" in capsys.readouterr().out
+    assert "out of date: docs/images/step-times.png" in capsys.readouterr().out
 
 
 def test_check_fails_on_an_image_that_is_not_drawn_from_results(project, capsys):
     page = project / "docs" / "measured.md"
     page.write_text(page.read_text() + "![drawn by hand](images/hand.png)\n")
     assert documents.main(["--check"], project) == 1
-    assert "an image must be one of roofline.png" in capsys.readouterr().err
+    assert "an image must be one of step-times.png" in capsys.readouterr().err
 
 
 def test_a_plot_is_current_for_its_source_alone(tmp_path):
     path = tmp_path / "new" / "plot.png"
     assert not plots.is_current(path, {"a": 1, "b": [2]})
-    plots.save(roofline.draw(roofline.source([MEASURED])), path, {"a": 1, "b": [2]})
+    plots.save(bars.draw(bars.source([MEASURED])), path, {"a": 1, "b": [2]})
     assert plots.is_current(path, {"b": [2], "a": 1})
     assert not plots.is_current(path, {"a": 1, "b": [3]})
 
@@ -289,38 +289,42 @@ def with_copy(**others):
     return {**MEASURED, "tables": {"large_fp32": {"title": "64 parameters", "rows": rows}}}
 
 
-def test_roofline_has_a_point_per_optimizer_that_was_measured():
+def test_bars_hold_times_ratios_and_those_of_a_copy_of_as_many_bytes():
     unknown = {**timed(9.0), "bytes_moved": None}
-    results = with_copy(**{"Peer": unknown, "Absent": {"why": "no"}, registry.IN_PLACE: timed(1.0)})
-    assert roofline.source([results, MEASURED]) == [
-        {
-            "title": "64 parameters\nExample 9, 4 cores",
-            "copy": [28, 50.0],
-            "points": {
-                registry.FUSED: [28, 100.0],
-                registry.OURS: [28, 1084.0],
-                "Peer": [None, 9.0],
-            },
-        }
-    ]
+    wider = {**timed(60.0), "bytes_moved": 42}
+    others = {"Peer": unknown, "Wider": wider, "Absent": {"why": "no"}}
+    (panel,) = bars.source([with_copy(**others, **{registry.IN_PLACE: timed(1.0)})])
+    assert panel["title"] == "64 parameters\nExample 9, 4 cores"
+    assert panel["bars"] == {
+        registry.FUSED: {"ms": 100.0, "ratio": 1.0, "bound_ms": 50.0},
+        registry.OURS: {"ms": 1084.0, "ratio": 10.84, "bound_ms": 50.0},
+        "Peer": {"ms": 9.0, "ratio": 0.09, "bound_ms": None},
+        "Wider": {"ms": 60.0, "ratio": 0.6, "bound_ms": 75.0},
+    }
 
 
-def test_roofline_shows_the_peers_where_they_were_measured():
+def test_bars_show_the_peers_where_they_were_measured_and_small_tensors_beside_them():
     results = with_copy()
-    rows = {"Peer": timed(9.0), registry.COPY: timed(5.0)}
-    results["tables"]["peers_fp32"] = {"title": "peers", "rows": rows}
-    (panel,) = roofline.source([results])
-    assert panel["points"] == {"Peer": [28, 9.0]}
+    results["tables"]["peers_fp32"] = {"title": "peers", "rows": {"Peer": timed(9.0)}}
+    results["tables"]["many_new"] = {"title": "small", "rows": {registry.OURS: timed(2.0)}}
+    large, small = bars.source([results])
+    assert large["bars"] == {"Peer": {"ms": 9.0, "ratio": 1.0, "bound_ms": None}}
+    assert small["title"].startswith("small")
 
 
-def test_roofline_labels_every_point_and_marks_bytes_that_are_not_known():
-    unknown = {**timed(9.0), "bytes_moved": None}
-    figure = roofline.draw(roofline.source([with_copy(Peer=unknown)]))
+def test_bars_are_sorted_and_say_times_and_ratios():
+    figure = bars.draw(bars.source([with_copy(Peer=timed(9.0))]))
     (axes,) = figure.axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == [registry.COPY, registry.FUSED, registry.OURS, "Peer *"]
-    copy = axes.lines[0].get_xydata()
-    assert copy[0] == pytest.approx([14, 25])
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["Peer", registry.FUSED, registry.OURS]
+    texts = [text.get_text().split() for text in axes.texts]
+    assert texts[0] == ["9.00", "ms", "x", "0.0900"]
+    assert texts[2] == ["1,084", "ms", "x", "10.8"]
+
+
+def test_bars_are_cut_off_only_where_a_few_are_far_longer():
+    assert bars.longest_shown([1.0, 2.0, 3.0]) == 3.0
+    assert bars.longest_shown([1.0] * 9 + [50.0]) == 1.0
 
 
 def test_documents_show_the_committed_results():

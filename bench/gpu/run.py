@@ -8,7 +8,7 @@ missing can be carried in a folder that PYTHONPATH names, filled beforehand with
 
 Left in the folder: ``summary.txt``, ``gpu.json`` (the steps, the tests, the kernels under ncu),
 ``cuda.json`` (the benchmarks; a copy in ``bench/results/MACHINE`` is what the documents show),
-``report.md`` and ``roofline.png`` (the same to look at; the plot where matplotlib is installed),
+``report.md`` and ``step-times.png`` (the same to look at; the plot where matplotlib is installed),
 ``tests.xml``, ``ncu.csv`` and ``log.txt``.
 """
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 RESULT_FILES = (
     *("summary.txt", "gpu.json", "cuda.json", "cuda.failed.json"),
-    *("report.md", "roofline.png", "tests.xml", "ncu.csv", "log.txt"),
+    *("report.md", "step-times.png", "tests.xml", "ncu.csv", "log.txt"),
 )
 
 

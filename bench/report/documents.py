@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import ROOT
-from . import plots, roofline, speed_tables, study_plots, study_tables, version_tables
+from . import (
+    bars,
+    plots,
+    speed_tables,
+    study_comparisons,
+    study_plots,
+    study_predictions,
+    study_rates,
+    study_tables,
+    version_tables,
+)
 from .markup import Results
 from .training import training
 
@@ -47,16 +57,20 @@ TABLES = {
     "full": Table(speed_tables.full, MEASURED),
     "memory": Table(speed_tables.memory, MEASURED),
     "training": Table(training, TRAINED),
-    "study": Table(study_tables.summary, STUDIED),
+    "study": Table(study_comparisons.summary, STUDIED),
+    "study-verdicts": Table(study_comparisons.sentences, STUDIED),
+    "study-complete": Table(study_comparisons.complete, STUDIED),
+    "study-rules": Table(study_comparisons.rules, STUDIED),
+    "study-families": Table(study_comparisons.families, STUDIED),
     "study-details": Table(study_tables.details, STUDIED),
-    "study-searches": Table(study_tables.searches, STUDIED),
-    "study-foresight": Table(study_tables.foresight, STUDIED),
+    "study-rates": Table(study_rates.rates, STUDIED),
+    "study-foresight": Table(study_predictions.foresight, STUDIED),
+    "study-norms": Table(study_predictions.norm_ratios, STUDIED),
     "versions": Table(version_tables.versions, TESTED),
     "promised": Table(version_tables.promised, TESTED),
-    "study-norms": Table(study_tables.norm_ratios, STUDIED),
 }
 PLOTS = {
-    "roofline.png": Plot(roofline.draw, roofline.source, MEASURED),
+    "step-times.png": Plot(bars.draw, bars.source, MEASURED),
     **{name: Plot(plot.draw, plot.source, STUDIED) for name, plot in study_plots.PLOTS.items()},
 }
 BLOCK = re.compile(r"<!-- bench:begin (\S+) -->\n.*?<!-- bench:end \1 -->", re.DOTALL)

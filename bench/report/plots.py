@@ -11,6 +11,7 @@ from typing import Any
 
 from ..usage import optional_module
 from .markup import rounded, standard_error
+from .styles import clean, style_of
 
 DPI = 120
 KEY = "Source"
@@ -44,12 +45,13 @@ def digest(source: object) -> str:
 
 
 def mean_line(x: Sequence[float], values: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """The mean over the rows of ``values`` and its standard error at each x."""
+    """The mean over the rows of ``values`` and its standard error at each x that has a value."""
     columns = [[v for v in column if v is not None] for column in zip(*values, strict=True)]
+    kept = [(at, column) for at, column in zip(x, columns, strict=True) if column]
     return {
-        "x": x,
-        "mean": [rounded(statistics.fmean(column), 5) for column in columns],
-        "error": [rounded(standard_error(column), 5) for column in columns],
+        "x": [at for at, _ in kept],
+        "mean": [rounded(statistics.fmean(column), 5) for _, column in kept],
+        "error": [rounded(standard_error(column), 5) for _, column in kept],
     }
 
 
@@ -63,14 +65,31 @@ def panels(num_rows: int, num_columns: int, inches: tuple[float, float]) -> tupl
     return figure, figure.subplots(num_rows, num_columns, squeeze=False)
 
 
+def grid(number: int, most_columns: int, inches: tuple[float, float]) -> tuple[Any, list[Any]]:
+    """A figure and so many panels, row by row; an empty one where there are none."""
+    num_columns = columns_of_grid(number, most_columns)
+    num_rows = -(-max(number, 1) // num_columns)
+    figure, rows = panels(num_rows, num_columns, inches)
+    all_axes = [axes for row in rows for axes in row]
+    for axes in all_axes[max(number, 1) :]:
+        axes.remove()
+    return figure, all_axes[:number]
+
+
+def columns_of_grid(number: int, most: int) -> int:
+    """How many columns fill as few rows evenly."""
+    num_rows = -(-max(number, 1) // most)
+    return -(-max(number, 1) // num_rows)
+
+
 def draw_lines(axes: Any, lines: dict[str, Any]) -> None:
-    """Draw means with their errors as bands, a label a line."""
-    for i, (label, line) in enumerate(lines.items()):
-        color = f"C{i}"
-        axes.plot(line["x"], line["mean"], label=label, color=color, linewidth=1.2)
+    """Draw means with their errors as bands, each in the style of its name."""
+    for name, line in lines.items():
+        style = style_of(name)
+        axes.plot(line["x"], line["mean"], label=name, linewidth=1.4, **style.options)
         lower, upper = (
             [mean + sign * error for mean, error in zip(line["mean"], line["error"], strict=True)]
             for sign in (-1, 1)
         )
-        axes.fill_between(line["x"], lower, upper, color=color, alpha=0.2, linewidth=0)
-    axes.grid(alpha=0.3)
+        axes.fill_between(line["x"], lower, upper, color=style.color, alpha=0.15, linewidth=0)
+    clean(axes)

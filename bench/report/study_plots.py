@@ -1,19 +1,31 @@
-"""The study's results in pictures: losses, prediction errors, norms of gradients.
+"""The study's results in pictures: steps saved, losses over rates and steps, errors of predictions.
 
-Each plot has a source, what it shows as a JSON value, and a function that draws it.
+Each plot has a source, what it shows as a JSON value; `study_drawing` draws them.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .markup import Results
-from .plots import draw_lines, mean_line, panels
-from .study_tables import Runs, optimizers, runs_of
+from . import study_drawing
+from .markup import Results, rounded, standard_error
+from .plots import mean_line
+from .study_comparisons import with_reference
+from .study_results import Column, Runs, by_rate, columns, losses_of, optimizers
+from .study_statistics import UNDECIDED
+from .study_steps import reach
 
 Source = list[dict[str, Any]]  # panels: a title, and lines by their labels
-PANEL_INCHES = (4.5, 3.2)
+Lines = dict[str, Any]
+# Lines that can be told apart in one panel, and which these are.
+MOST_LINES = 6
+FAVOURITES = (
+    *("AdamW", "WPAdamW, s = 1", "WPAdamW, s = 2", "NAdamW", "AdamWScheduleFree"),
+    "AdamW, averaged",
+)
+PREDICTIONS = tuple(f"WPAdamW, s = {s}" for s in (0.5, 1, 2, 3))
 
 
 class Plot(NamedTuple):
@@ -23,139 +35,120 @@ class Plot(NamedTuple):
     draw: Callable[[Source], Any]
 
 
+def chosen(names: Iterable[str], favourites: Sequence[str] = FAVOURITES) -> list[str]:
+    """The favourites that are there, or where there are none the first of the names."""
+    present = list(names)
+    return [name for name in present if name in favourites] or present[:MOST_LINES]
+
+
 # What is shown.
 
 
-def curves(all_results: Sequence[Results]) -> Source:
-    """Validation losses over training, and their differences from the reference's."""
+def steps(all_results: Sequence[Results]) -> Source:
+    """Steps saved to the reference's loss, of the short list; how many got there where not all."""
+    found = with_reference(all_results, only_short=True)
     return [
         {
-            "title": title,
-            "losses": _lines(results, task, _losses),
-            "differences": _lines(results, task, _differences),
+            "title": column.label,
+            "reference": column.reference,
+            "rows": {row: _saved(column, row, found.verdicts) for row in found.pairs},
         }
-        for results in all_results
-        for task, title in results["tasks"].items()
+        for column in found.columns
     ]
 
 
-def _losses(results: Results, task: str, runs: Runs) -> list[list[float]]:
-    return [run["validation_losses"] for run in runs]
+def _saved(column: Column, optimizer: str, verdicts: dict[tuple[str, str], str]) -> dict[str, Any]:
+    if column.why_not(optimizer, column.reference) is not None:
+        return {"note": "failed" if column.trials(optimizer) else "not run"}
+    reached = reach(column, optimizer)
+    if not reached.is_complete:
+        return {"note": f"{len(reached.steps)} of {reached.num_seeds} get there"}
+    return {
+        "mean": rounded(statistics.fmean(reached.saved)),
+        "error": rounded(standard_error(reached.saved)),
+        "is_decided": verdicts.get((optimizer, column.label), UNDECIDED) != UNDECIDED,
+    }
 
 
-def _differences(results: Results, task: str, runs: Runs) -> list[list[float]]:
-    reference = {run["seed"]: run for run in runs_of(results, task, results["reference"])}
+def rates(all_results: Sequence[Results]) -> Source:
+    """Final losses over learning rates, of all seeds."""
     return [
-        [
-            ours - theirs
-            for ours, theirs in zip(
-                run["validation_losses"], reference[run["seed"]]["validation_losses"], strict=True
-            )
-        ]
+        {"title": column.title, "losses": dict(_over_rates(column))}
+        for column in columns(all_results)
+    ]
+
+
+def _over_rates(column: Column) -> Iterable[tuple[str, Lines]]:
+    tried = {
+        name: {
+            lr: list(losses_of(trials).values())
+            for lr, trials in by_rate(column.trials(name)).items()
+            if len(losses_of(trials)) == len(trials)
+        }
+        for name in optimizers([column.results])
+    }
+    for name in chosen(name for name, found in tried.items() if found):
+        yield (
+            name,
+            {
+                "x": list(tried[name]),
+                "mean": [rounded(statistics.fmean(losses), 5) for losses in tried[name].values()],
+                "error": [rounded(standard_error(losses), 5) for losses in tried[name].values()],
+            },
+        )
+
+
+def differences(all_results: Sequence[Results]) -> Source:
+    """Differences of validation losses from the reference's over training."""
+    return [
+        {
+            "title": column.title,
+            "reference": column.reference,
+            "differences": _lines(column, _differences, FAVOURITES),
+        }
+        for column in columns(all_results)
+    ]
+
+
+def _differences(column: Column, runs: Runs) -> list[list[float]]:
+    goals = {run["seed"]: run["validation_losses"] for run in column.runs(column.reference)}
+    return [
+        [a - b for a, b in zip(run["validation_losses"], goals[run["seed"]], strict=True)]
         for run in runs
-        if run["seed"] in reference
+        if run["seed"] in goals
     ]
 
 
 def foresight(all_results: Sequence[Results]) -> Source:
-    """Errors of predictions over training, matrices and vectors."""
+    """Errors of the predictions of matrices over training."""
     return [
-        {"title": f"{title}: {group}", "errors": _lines(results, task, _errors_of(group))}
-        for results in all_results
-        for group in ("matrices", "vectors")
-        for task, title in results["tasks"].items()
+        {"title": column.title, "errors": lines}
+        for column in columns(all_results)
+        if (lines := _lines(column, _errors, PREDICTIONS))
     ]
 
 
-def _errors_of(group: str) -> Callable[[Results, str, Runs], list[list[float]]]:
-    return lambda results, task, runs: [
-        run["foresight"][group]["error"] for run in runs if group in run["foresight"]
-    ]
-
-
-def norm_ratios(all_results: Sequence[Results]) -> Source:
-    """The reference's ratio of norms over training, a task a line."""
-    lines = {
-        title: line
-        for results in all_results
-        for task, title in results["tasks"].items()
-        if (runs := runs_of(results, task, results["reference"]))
-        and (line := _line(runs, [run["norm_ratios"] for run in runs], by_share=True))
-    }
-    return [{"title": "norms of AdamW's gradient", "ratios": lines}]
+def _errors(column: Column, runs: Runs) -> list[list[float]]:
+    groups = [run["foresight"].get("matrices") for run in runs]
+    return [group["error"] for group in groups if group]
 
 
 def _lines(
-    results: Results, task: str, values_of: Callable[[Results, str, Runs], list[list[float]]]
-) -> dict[str, Any]:
-    lines = {}
-    for optimizer in optimizers(results):
-        runs = runs_of(results, task, optimizer)
-        values = values_of(results, task, runs)
-        if values:
-            lines[optimizer] = _line(runs, values)
-    return lines
-
-
-def _line(runs: Runs, values: Sequence[Sequence[Any]], by_share: bool = False) -> dict[str, Any]:
-    """The mean over seeds and its standard error at each evaluated step."""
-    steps = runs[0]["evaluated_steps"]
-    return mean_line([step / steps[-1] for step in steps] if by_share else steps, values)
-
-
-# How it is drawn.
-
-
-def draw_curves(source: Source) -> Any:
-    """Losses above, differences below; the legend stands in the first panel."""
-    figure, rows = panels(2, len(source), PANEL_INCHES)
-    for panel, above, below in zip(source, *rows, strict=True):
-        draw_lines(above, panel["losses"])
-        draw_lines(below, panel["differences"])
-        above.set(title=panel["title"], yscale="log", ylabel="validation loss")
-        for set_formatter in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
-            set_formatter("{x:.3g}")  # not as powers of ten
-        limit = _end_limit(panel["differences"].values())
-        below.set(xlabel="step", ylabel="minus AdamW's", ylim=(-limit, limit))
-    _explain(rows[0][0])
-    return figure
-
-
-def _end_limit(lines: Iterable[dict[str, Any]]) -> float:
-    """Return what shows the second half of training: at its start differences are large."""
-    halves = [line["mean"][len(line["mean"]) // 2 :] for line in lines]
-    return 1.3 * max((abs(value) for half in halves for value in half), default=1.0) or 1.0
-
-
-def draw_foresight(source: Source) -> Any:
-    """Errors of matrices above, of vectors below."""
-    figure, rows = panels(2, len(source) // 2, PANEL_INCHES)
-    for panel, axes in zip(source, [axes for row in rows for axes in row], strict=True):
-        draw_lines(axes, panel["errors"])
-        axes.axhline(1.0, color="black", linewidth=0.8, label="no prediction")
-        axes.set(title=panel["title"], xlabel="step", ylabel="error, steps' lengths")
-    _explain(rows[0][0])
-    return figure
-
-
-def draw_norm_ratios(source: Source) -> Any:
-    """One panel, from 0 to 1."""
-    figure, rows = panels(1, len(source), PANEL_INCHES)
-    for panel, axes in zip(source, rows[0], strict=True):
-        draw_lines(axes, panel["ratios"])
-        axes.set(title=panel["title"], xlabel="share of training", ylim=(0, 1))
-        axes.set(ylabel="||g||_1 / (sqrt(d) ||g||_2)")
-        _explain(axes)
-    return figure
-
-
-def _explain(axes: Any) -> None:
-    if axes.lines:
-        axes.legend(fontsize="x-small")
+    column: Column,
+    values_of: Callable[[Column, Runs], list[list[float]]],
+    favourites: Sequence[str],
+) -> Lines:
+    found = {name: column.runs(name) for name in optimizers([column.results])}
+    values = {name: kept for name, runs in found.items() if (kept := values_of(column, runs))}
+    return {
+        name: mean_line(found[name][0]["evaluated_steps"], values[name])
+        for name in chosen(values, favourites)
+    }
 
 
 PLOTS = {
-    "study-losses.png": Plot(curves, draw_curves),
-    "study-foresight.png": Plot(foresight, draw_foresight),
-    "study-norms.png": Plot(norm_ratios, draw_norm_ratios),
+    "study-steps.png": Plot(steps, study_drawing.draw_steps),
+    "study-rates.png": Plot(rates, study_drawing.draw_rates),
+    "study-differences.png": Plot(differences, study_drawing.draw_differences),
+    "study-foresight.png": Plot(foresight, study_drawing.draw_foresight),
 }

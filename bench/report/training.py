@@ -8,7 +8,7 @@ from typing import Any
 
 from . import plots
 from .markup import Results, format_losses, markdown
-from .study_tables import Runs, loss_at, quarters
+from .study_results import Runs, loss_at, quarters
 
 COLUMNS = (
     "loss @ N: validation loss at the true weights after N steps, nats per byte, {seeds}\n"

@@ -1,6 +1,6 @@
 """``python -m wpadamw bench``: time a step of WPAdamW, of torch's AdamW and of other packages.
 
-Leaves ``DEVICE.json``, which `wpadamw.bench.report` reads, ``report.md`` and ``roofline.png``.
+Leaves ``DEVICE.json``, which `wpadamw.bench.report` reads, ``report.md`` and ``step-times.png``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import RESULTS, machine, registry
-from ..report import plots, roofline, speed_tables
+from ..report import bars, plots, speed_tables
 from ..report.markup import Results
 from ..usage import UsageError, optional_module, output_directory, usable_device
 from .progress import progress_bar, watch
@@ -114,12 +114,12 @@ def show(results: Results) -> str:
 
 
 def write_report(results: Results, out: Path) -> list[Path]:
-    """The tables as Markdown, with the roofline where matplotlib is installed."""
-    page, plot, image = out / "report.md", out / "roofline.png", ""
+    """The tables as Markdown, with the bars where matplotlib is installed."""
+    page, plot, image = out / "report.md", out / "step-times.png", ""
     try:
-        source = roofline.source([results])
-        plots.save(roofline.draw(source), plot, source)
-        image = f"![time of a step over the bytes it moves]({plot.name})\n\n"
+        source = bars.source([results])
+        plots.save(bars.draw(source), plot, source)
+        image = f"![times of a step, and of a device copy of as many bytes]({plot.name})\n\n"
     except ImportError as error:
         print(f"no {plot.name}: {error}", file=sys.stderr)
     page.write_text(f"# Benchmarks\n\n{image}{show(results)}\n", encoding="utf-8")
