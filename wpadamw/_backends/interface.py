@@ -56,7 +56,7 @@ class Rows:
     index: Tensor | None = None  # int32, [2, parameters]
 
     def of(self, params: Sequence[int]) -> Rows:
-        """The rows of some parameters, in this order, and no others: a table has room for two each."""
+        """The rows of some parameters, in this order; no others: a table has room for two each."""
         if self.index is None:
             return self
         index = self.index[:, torch.tensor(params, device=self.index.device)]
