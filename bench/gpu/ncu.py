@@ -1,15 +1,12 @@
-"""How Nsight Compute is asked why a kernel takes its time, and its answer as a table."""
+"""How Nsight Compute is asked why a kernel takes its time, and its answer."""
 
 from __future__ import annotations
 
 import csv
 import itertools
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from ..report.markup import markdown, number
 
 READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
 DURATION = "gpu__time_duration.sum"
@@ -18,7 +15,6 @@ REGISTERS = "launch__registers_per_thread"
 # Warps that wait for a reason, per instruction issued; part of the section WarpStateStats.
 STALL = re.compile(r"smsp__average_warps?_\w*issue_stalled_(\w+?)(?:_per_issue_active)?\.ratio")
 NUM_STALLS = 3
-NAME_LENGTH = 90
 
 
 def command(log: Path) -> list[str]:
@@ -78,26 +74,3 @@ def _stalls(row: dict[str, str]) -> dict[str, float]:
             found[match[1]] = value
     largest = sorted(found.items(), key=lambda item: -item[1])
     return dict(itertools.islice(largest, NUM_STALLS))
-
-
-def table(kernels: Sequence[dict[str, Any]]) -> str:
-    """The kernels as text."""
-    head = ["kernel (ncu)", "µs", "MB read", "MB written", "GB/s", "occupancy %", "registers"]
-    rows = [
-        [
-            kernel["name"][:NAME_LENGTH],
-            number(kernel["duration_us"], "3g"),
-            number(_mega(kernel["bytes_read"]), "4g"),
-            number(_mega(kernel["bytes_written"]), "4g"),
-            number(kernel["gb_per_s"], "4g"),
-            number(kernel["occupancy_percent"], ".1f"),
-            number(kernel["registers"], ".0f"),
-            ", ".join(f"{name} {value:.1f}" for name, value in kernel["stalls"].items()),
-        ]
-        for kernel in kernels
-    ]
-    return markdown([*head, "stalls per issue"], rows)
-
-
-def _mega(value: float | None) -> float | None:
-    return None if value is None else value / 1e6

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ROOT
-from ..report import speed_tables
+from ..report import gpu_tables, speed_tables
 from ..report.markup import markdown
 from ..steps import PASSED, Outcome, Step, run_all
 from . import ncu
@@ -158,9 +158,15 @@ def _sanitizer(tool: str) -> list[str]:
 def write(outcomes: Sequence[Outcome], out: Path) -> None:
     """All results so far: whoever ends this early has those."""
     tests, kernels = read_tests(out / "tests.xml"), ncu.read(out / "ncu.csv")
-    results = {"steps": list(map(_step_results, outcomes)), "tests": tests, "kernels": kernels}
+    benchmarks = read_benchmarks(out)
+    results = {
+        "machine": benchmarks.get("facts", {}).get("gpu"),
+        "steps": list(map(_step_results, outcomes)),
+        "tests": tests,
+        "kernels": kernels,
+    }
     (out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "summary.txt").write_text(summary(outcomes, tests, kernels, read_benchmarks(out)))
+    (out / "summary.txt").write_text(summary(outcomes, tests, kernels, benchmarks))
     (out / "log.txt").write_text("".join(map(_logged, outcomes)))
 
 
@@ -216,7 +222,7 @@ def summary(
         blocks += [speed_tables.speed([benchmarks]), speed_tables.full([benchmarks])]
         blocks.append(speed_tables.memory([benchmarks]))
     if kernels:
-        blocks.append(ncu.table(kernels))
+        blocks.append(gpu_tables.table(kernels))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from .. import ROOT
 from . import (
     bars,
+    gpu_tables,
     plots,
     speed_tables,
     study_comparisons,
@@ -51,11 +52,12 @@ class Plot(NamedTuple):
 
 
 MEASURED, TRAINED, STUDIED = ("cpu.json", "cuda.json"), ("train.json",), ("study.json",)
-TESTED = ("versions.json",)
+TESTED, PROFILED = ("versions.json",), ("gpu.json",)
 TABLES = {
     "speed": Table(speed_tables.speed, MEASURED),
     "full": Table(speed_tables.full, MEASURED),
     "memory": Table(speed_tables.memory, MEASURED),
+    "kernels": Table(gpu_tables.kernels, PROFILED),
     "training": Table(training, TRAINED),
     "study": Table(study_comparisons.summary, STUDIED),
     "study-verdicts": Table(study_comparisons.sentences, STUDIED),
