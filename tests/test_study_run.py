@@ -126,7 +126,6 @@ def test_the_best_rate_is_that_of_the_search_alone(quick_study):
         for trial in found["trials"]:
             if trial["optimizer"] == row["optimizer"] and trial["seed"] >= 1000:
                 means[trial["lr"]] = means.get(trial["lr"], 0.0) + trial["loss"] / 2
-        assert len(means) == 7
         assert row["lr"] == min(means, key=means.get)
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .tasks import TASKS
 from .trainings import Job, Training, train_all
 
 DEFAULT_TASKS = ("gpt", "lstm", "digits", "signals")
+NUM_SEEDS, NUM_QUICK_SEEDS = 8, 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=positive_int,
         metavar="N",
-        default=8,
-        help="trainings of each optimizer with its best learning rate (%(default)s)",
+        help=f"trainings of each optimizer with its best learning rate ({NUM_SEEDS})",
     )
     add("--workers", type=positive_int, metavar="N", help="trainings at a time (one per core)")
     add("--collect", action="store_true", help="train nothing: report what is there")
@@ -90,6 +91,8 @@ class Study:
         self.left_out = left_out(args.tasks, wanted)
         present = [entrant for entrant in wanted if entrant.name not in self.left_out]
         there = [TASKS[name] for name in args.tasks if name not in self.left_out]
+        if args.quick:
+            there = [replace(task, num_rates=1) for task in there]
         self.entries = entries_of(there, present)
         if not self.entries:
             raise UsageError(f"--tasks must name one that can run here, got {self.left_out}")
@@ -108,7 +111,8 @@ class Study:
             return done
 
         best = search(self.entries, train, 0 if self.args.quick else MAX_WIDENINGS)
-        train(evaluation(best, self.args.seeds))
+        few = NUM_QUICK_SEEDS if self.args.quick else NUM_SEEDS
+        train(evaluation(best, self.args.seeds or few))
 
     def _job(self, wish: Wish) -> Job:
         task = TASKS[wish.task]

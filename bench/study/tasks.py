@@ -43,7 +43,7 @@ class Scale:
 
 
 SMALL = Scale(layers=2, width=96, heads=4, hidden=128, context=64, batch_size=16)
-LARGE = Scale(layers=6, width=384, heads=6, hidden=512, context=128, batch_size=16)
+LARGE = Scale(layers=6, width=384, heads=6, hidden=512, context=64, batch_size=8)
 QUICK = Scale(layers=1, width=8, heads=2, hidden=8, context=8, batch_size=2, max_steps=8)
 
 
@@ -253,9 +253,9 @@ TASKS = {
         Task(
             name="gpt-10m",
             title="GPT with 10M parameters on the same bytes",
-            num_steps=800,
+            num_steps=600,
             weight_decay=0.1,
-            learning_rate=2e-3,
+            learning_rate=1e-3,
             pose=_pose_gpt,
             scale=LARGE,
             num_rates=5,
