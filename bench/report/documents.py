@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import ROOT
-from . import plots, roofline, speed_tables, study_plots, study_tables, version_tables
+from . import (
+    curvature_report,
+    plots,
+    roofline,
+    speed_tables,
+    study_plots,
+    study_tables,
+    version_tables,
+)
 from .markup import Results
 from .training import training
 
@@ -41,7 +49,7 @@ class Plot(NamedTuple):
 
 
 MEASURED, TRAINED, STUDIED = ("cpu.json", "cuda.json"), ("train.json",), ("study.json",)
-TESTED = ("versions.json",)
+TESTED, CURVED = ("versions.json",), ("curvature.json",)
 TABLES = {
     "speed": Table(speed_tables.speed, MEASURED),
     "full": Table(speed_tables.full, MEASURED),
@@ -54,9 +62,14 @@ TABLES = {
     "versions": Table(version_tables.versions, TESTED),
     "promised": Table(version_tables.promised, TESTED),
     "study-norms": Table(study_tables.norm_ratios, STUDIED),
+    "why-theory": Table(curvature_report.theory, CURVED),
+    "why-sharpness": Table(curvature_report.sharpness, CURVED),
+    "why-swings": Table(curvature_report.swings, CURVED),
+    "why-steps": Table(curvature_report.steps, CURVED),
 }
 PLOTS = {
     "roofline.png": Plot(roofline.draw, roofline.source, MEASURED),
+    "curvature.png": Plot(curvature_report.draw, curvature_report.source, CURVED),
     **{name: Plot(plot.draw, plot.source, STUDIED) for name, plot in study_plots.PLOTS.items()},
 }
 BLOCK = re.compile(r"<!-- bench:begin (\S+) -->\n.*?<!-- bench:end \1 -->", re.DOTALL)
