@@ -18,7 +18,7 @@ from wpadamw.bench.report.quadratic import (
     noise_loss,
     step_matrix,
 )
-from wpadamw.bench.study import curvature, tasks
+from wpadamw.bench.study import curvature, switching, tasks
 from wpadamw.bench.study.comparison import mean_cross_entropy
 from wpadamw.bench.study.landscape import Landscape, along_step, look, swing
 
@@ -241,6 +241,7 @@ def test_command_trains_each_optimizer_at_each_rate(quick_file):
         for lr in curvature.RATES[task]
         for optimizer in curvature.OPTIMIZERS
     }
+    assert [run["task"] for run in results["switches"]] == ["signals", "gpt"]
     for run in results["runs"]:
         assert len(run["steps"]) == len(run["sharpness"]) == len(run["lr_then"]) == 6
 
@@ -258,8 +259,36 @@ def test_command_goes_on_where_it_was_interrupted(quick_file, monkeypatch):
 
 
 def test_trainings_of_another_version_do_not_count(quick_file):
-    assert curvature.kept(quick_file, {"torch": "0"}) == []
-    assert len(curvature.kept(quick_file, {"quick": True})) > 0
+    assert curvature.kept(quick_file, {"torch": "0"}) == {"runs": [], "switches": []}
+    assert all(curvature.kept(quick_file, {"quick": True}).values())
+
+
+def test_copy_goes_on_like_its_original():
+    problem = curvature.posed("signals", True)
+    old = curvature.start(problem, run_of())
+    switching.predict(old, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    switching.walk(old, problem, generator, 4)
+    new = switching.copied(old, curvature.start(problem, run_of()))
+    states = [torch.Generator().set_state(generator.get_state()) for _ in range(2)]
+    ours, theirs = (
+        switching.walk(each, problem, state, 4)
+        for each, state in zip((old, new), states, strict=True)
+    )
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_switch_follows_each_copy_on_the_same_batches(monkeypatch):
+    problem = curvature.posed("signals", True)
+    monkeypatch.setattr(switching, "SWITCHED_TO", (0.0, 0.0, 1.0))
+    monkeypatch.setattr(switching, "NUM_WINDOWS", 2)
+    walked, walk = [], switching.walk
+    monkeypatch.setattr(switching, "walk", lambda *args: walked.append(walk(*args)) or walked[-1])
+    seen = switching.switch(run_of(lr=0.1), problem, 3)
+    ends = [path[-1] for path in walked[1::2]]
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+    assert all(len(found["swing"]) == 2 for found in seen["followed"].values())
 
 
 # The report.
