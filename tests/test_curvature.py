@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from wpadamw.bench.report import curvature_report, plots
+from wpadamw.bench.report import curvature_plot, curvature_report, plots
 from wpadamw.bench.report.quadratic import (
     best_prediction_steps,
     decay,
@@ -350,9 +350,28 @@ def test_theory_has_a_row_per_s():
     assert text.splitlines()[-1].startswith("| best s |")
 
 
+def test_switches_are_compared_with_going_on_without_prediction():
+    switches = [
+        {
+            **run_of(seed=seed),
+            "window": 20,
+            "followed": {
+                "0": {"swing": [0.5] * 10, "middle_loss": [2.0 + seed] * 10},
+                "1": {"swing": [0.4] * 10, "middle_loss": [2.0 + seed, *[1.7 + seed] * 9]},
+            },
+        }
+        for seed in range(3)
+    ]
+    _, _, swing_row, middle_row = curvature_report.switches([{"switches": switches}]).splitlines()[
+        :4
+    ]
+    assert swing_row.count("-0.1000 ± 0.0000") == 3
+    assert "| s = 1 | the middle | +0.0000 ± 0.0000 | -0.3000 ± 0.0000 |" in middle_row
+
+
 def test_plot_has_lines_with_their_thresholds_and_names(results, tmp_path):
-    rows = curvature_report.source([results])
-    figure = curvature_report.draw(rows)
+    rows = curvature_plot.source([results])
+    figure = curvature_plot.draw(rows)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert "s = 1: stable below 12.7" in texts
     assert "s = 1" in texts

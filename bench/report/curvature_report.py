@@ -1,14 +1,12 @@
-"""What `wpadamw.bench.study.curvature` saw, in tables and a picture, beside what theory says."""
+"""What `wpadamw.bench.study.curvature` saw, in tables, beside what theory says."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 from .markup import Results, markdown, standard_error
-from .plots import mean_line, panels
 from .quadratic import best_prediction_steps, decay, largest_stable, noise_loss
 
 Run = dict[str, Any]
@@ -19,11 +17,6 @@ PREDICTION_STEPS = {REFERENCE: 0.0, "WPAdamW, s = 1": 1.0, "WPAdamW, s = 2": 2.0
 # Of lr*lambda, in the tables of theory.
 SHOWN_Q = (0.1, 1.0, 3.0, 5.0)
 SHOWN_S = (0.0, 0.5, 1.0, 2.0, 3.0)
-# Okabe and Ito's blue, vermilion and green: told apart by colour-blind readers too.
-COLORS = ("#0072B2", "#D55E00", "#009E73")
-PANEL_INCHES = (4.4, 3.0)
-NUM_ROWS = 2  # of the plot: AdamW's best learning rate, and twice that
-
 
 # Theory.
 
@@ -68,17 +61,17 @@ def _part(values: Sequence[Any], half: int | None) -> Sequence[Any]:
     return values if half is None else values[:middle] if half == 0 else values[middle:]
 
 
-def _products(key: str) -> Callable[[Run], list[float]]:
+def products(key: str) -> Callable[[Run], list[float]]:
     """A list times the learning rates of its points."""
     return lambda run: [lr * value for lr, value in zip(run["lr_then"], run[key], strict=True)]
 
 
 def _most(key: str) -> Callable[[Run], float]:
-    return lambda run: max(_products(key)(run))
+    return lambda run: max(products(key)(run))
 
 
 def _mean_product(key: str, half: int) -> Callable[[Run], float]:
-    return lambda run: statistics.fmean(_part(_products(key)(run), half))
+    return lambda run: statistics.fmean(_part(products(key)(run), half))
 
 
 def _window_loss(run: Run) -> float:
@@ -142,6 +135,36 @@ def _predicted_loss(run: Run) -> float:
     return _mean("predicted_loss", 0)(run) - _mean("loss", 0)(run)
 
 
+def switches(all_results: Sequence[Results]) -> str:
+    """What differs from going on without prediction, window by window after the switch."""
+    return "\n\n".join(_switches(results["switches"]) for results in all_results)
+
+
+def _switches(runs: Runs) -> str:
+    window, parts = runs[0]["window"], ((0, 1), (1, 4), (4, 10))
+    head = ["task", "switched to", "minus no prediction"]
+    head += [f"steps {first * window + 1} to {last * window}" for first, last in parts]
+    rows = [
+        [task, f"s = {s}", title]
+        + [shown(_gained(runs, task, s, key, part), "+.4f") for part in parts]
+        for task in dict.fromkeys(run["task"] for run in runs)
+        for s in list(runs[0]["followed"])[1:]
+        for key, title in (("swing", "swing"), ("middle_loss", "the middle"))
+    ]
+    return f"{markdown(head, rows)}\n\n{_seeds(runs)}"
+
+
+def _gained(runs: Runs, task: str, s: str, key: str, part: tuple[int, int]) -> list[float]:
+    """What a copy with ``s`` has above the one without, for each seed, on average over windows."""
+    windows = slice(*part)
+    return [
+        statistics.fmean(run["followed"][s][key][windows])
+        - statistics.fmean(run["followed"]["0"][key][windows])
+        for run in runs
+        if run["task"] == task
+    ]
+
+
 # Tables.
 
 
@@ -203,56 +226,3 @@ def shown(values: Sequence[float], spec: str) -> str:
 def _seeds(runs: Runs) -> str:
     num_seeds = len({run["seed"] for run in runs})
     return f"Mean ± standard error of {num_seeds} seeds."
-
-
-# The plot.
-
-
-def source(all_results: Sequence[Results]) -> list[list[dict[str, Any]]]:
-    """Rows of panels: a title, and lines of ``lr*lambda`` by optimizer."""
-    runs = [run for results in all_results for run in results["runs"]]
-    tasks = list(dict.fromkeys(run["task"] for run in runs))
-    rates = {task: sorted({run["lr"] for run in runs if run["task"] == task}) for task in tasks}
-    return [
-        [_panel(runs, task, rates[task][row]) for task in tasks if len(rates[task]) > row]
-        for row in range(NUM_ROWS)
-    ]
-
-
-def _panel(runs: Runs, task: str, lr: float) -> dict[str, Any]:
-    lines = {}
-    for optimizer in PREDICTION_STEPS:
-        found = runs_of(runs, task, lr, optimizer)
-        if found:
-            shares = [step / found[0]["num_steps"] for step in found[0]["steps"]]
-            lines[optimizer] = mean_line(shares, [*map(_products("sharpness"), found)])
-    return {"title": f"{task}, lr {lr:g}", "lines": lines}
-
-
-def draw(rows: Sequence[Sequence[dict[str, Any]]]) -> Any:
-    """Lines with their thresholds dashed in the same colour; names stand where lines end."""
-    figure, grid = panels(len(rows), max(map(len, rows)), PANEL_INCHES)
-    for i, j in product(range(len(rows)), range(len(grid[0]))):
-        if j < len(rows[i]):
-            _draw_panel(grid[i][j], rows[i][j])
-        else:
-            grid[i][j].set_axis_off()
-    for row in grid:
-        row[0].set_ylabel("sharpness times learning rate")
-    for axes in grid[-1]:
-        axes.set_xlabel("share of training")
-    return figure
-
-
-def _draw_panel(axes: Any, panel: dict[str, Any]) -> None:
-    for (optimizer, s), color in zip(PREDICTION_STEPS.items(), COLORS, strict=True):
-        most = largest_stable(s)
-        axes.axhline(most, color=color, linestyle="--", linewidth=1)
-        axes.text(0.02, most * 1.05, f"s = {s:g}: stable below {most:.1f}", color=color, fontsize=7)
-        line = panel["lines"].get(optimizer)
-        if line is not None:
-            axes.errorbar(line["x"], line["mean"], line["error"], color=color, linewidth=1.4)
-            axes.text(1.02, line["mean"][-1], f"s = {s:g}", color=color, fontsize=8, va="center")
-    axes.set(title=panel["title"], yscale="log", xlim=(0, 1.15))
-    axes.yaxis.set_major_formatter("{x:g}")  # not as powers of ten
-    axes.grid(alpha=0.3)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from .. import ROOT
 from . import (
+    curvature_plot,
     curvature_report,
     plots,
     roofline,
@@ -65,11 +66,12 @@ TABLES = {
     "why-theory": Table(curvature_report.theory, CURVED),
     "why-sharpness": Table(curvature_report.sharpness, CURVED),
     "why-swings": Table(curvature_report.swings, CURVED),
+    "why-switches": Table(curvature_report.switches, CURVED),
     "why-steps": Table(curvature_report.steps, CURVED),
 }
 PLOTS = {
     "roofline.png": Plot(roofline.draw, roofline.source, MEASURED),
-    "curvature.png": Plot(curvature_report.draw, curvature_report.source, CURVED),
+    "curvature.png": Plot(curvature_plot.draw, curvature_plot.source, CURVED),
     **{name: Plot(plot.draw, plot.source, STUDIED) for name, plot in study_plots.PLOTS.items()},
 }
 BLOCK = re.compile(r"<!-- bench:begin (\S+) -->\n.*?<!-- bench:end \1 -->", re.DOTALL)
