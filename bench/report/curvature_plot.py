@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-from .curvature_report import PREDICTION_STEPS, Runs, products, runs_of
+from .curvature_report import PREDICTION_STEPS, Runs, lr_products, runs_of
 from .markup import Results
 from .plots import mean_line, panels
 from .quadratic import largest_stable
@@ -14,11 +15,15 @@ from .quadratic import largest_stable
 # Okabe and Ito's blue, vermilion and green: told apart by colour-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 PANEL_INCHES = (4.4, 3.0)
+# Of the axis: what is flatter than a tenth or beyond a hundred is not shown.
+LIMITS = (0.1, 100.0)
+SPACING = 0.14  # of labels, in decades
+SMALL = {"fontsize": 7, "ha": "right"}
 NUM_ROWS = 2  # of the plot: AdamW's best learning rate, and twice that
 
 
 def source(all_results: Sequence[Results]) -> list[list[dict[str, Any]]]:
-    """Rows of panels: a title, and lines of ``lr*lambda`` by optimizer."""
+    """Rows of panels: a title, and lines of the logarithm of ``lr*lambda`` by optimizer."""
     runs = [run for results in all_results for run in results["runs"]]
     tasks = list(dict.fromkeys(run["task"] for run in runs))
     rates = {task: sorted({run["lr"] for run in runs if run["task"] == task}) for task in tasks}
@@ -34,7 +39,8 @@ def _panel(runs: Runs, task: str, lr: float) -> dict[str, Any]:
         found = runs_of(runs, task, lr, optimizer)
         if found:
             shares = [step / found[0]["num_steps"] for step in found[0]["steps"]]
-            lines[optimizer] = mean_line(shares, [*map(products("sharpness"), found)])
+            products = [lr_products(run, "sharpness") for run in found]
+            lines[optimizer] = mean_line(shares, [[*map(math.log10, row)] for row in products])
     return {"title": f"{task}, lr {lr:g}", "lines": lines}
 
 
@@ -57,11 +63,36 @@ def _draw_panel(axes: Any, panel: dict[str, Any]) -> None:
     for (optimizer, s), color in zip(PREDICTION_STEPS.items(), COLORS, strict=True):
         most = largest_stable(s)
         axes.axhline(most, color=color, linestyle="--", linewidth=1)
-        axes.text(0.02, most * 1.05, f"s = {s:g}: stable below {most:.1f}", color=color, fontsize=7)
+        axes.text(0.99, most * 1.05, f"s = {s:g}: stable below {most:.1f}", color=color, **SMALL)
         line = panel["lines"].get(optimizer)
         if line is not None:
-            axes.errorbar(line["x"], line["mean"], line["error"], color=color, linewidth=1.4)
-            axes.text(1.02, line["mean"][-1], f"s = {s:g}", color=color, fontsize=8, va="center")
-    axes.set(title=panel["title"], yscale="log", xlim=(0, 1.15))
+            _draw_line(axes, line, color)
+    ends = {optimizer: line["mean"][-1] for optimizer, line in panel["lines"].items()}
+    for optimizer, end in spread(ends, SPACING).items():
+        s, color = PREDICTION_STEPS[optimizer], COLORS[[*PREDICTION_STEPS].index(optimizer)]
+        axes.text(1.02, 10**end, f"s = {s:g}", color=color, fontsize=8, va="center")
+    axes.set(title=panel["title"], yscale="log", xlim=(0, 1.15), ylim=LIMITS)
     axes.yaxis.set_major_formatter("{x:g}")  # not as powers of ten
     axes.grid(alpha=0.3)
+
+
+def _draw_line(axes: Any, line: dict[str, Any], color: str) -> None:
+    middle, lower, upper = (
+        [
+            10 ** (mean + sign * error)
+            for mean, error in zip(line["mean"], line["error"], strict=True)
+        ]
+        for sign in (0, -1, 1)
+    )
+    axes.plot(line["x"], middle, color=color, linewidth=1.4)
+    axes.fill_between(line["x"], lower, upper, color=color, alpha=0.2, linewidth=0)
+
+
+def spread(ends: dict[str, float], spacing: float) -> dict[str, float]:
+    """Where labels of lines stand that end there, in decades: within the limits, and apart."""
+    placed: dict[str, float] = {}
+    lowest = math.log10(LIMITS[0]) + spacing / 2
+    for name in sorted(ends, key=lambda name: ends[name]):
+        placed[name] = max(ends[name], lowest)
+        lowest = placed[name] + spacing
+    return placed

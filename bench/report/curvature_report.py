@@ -61,17 +61,14 @@ def _part(values: Sequence[Any], half: int | None) -> Sequence[Any]:
     return values if half is None else values[:middle] if half == 0 else values[middle:]
 
 
-def products(key: str) -> Callable[[Run], list[float]]:
+def lr_products(run: Run, key: str) -> list[float]:
     """A list times the learning rates of its points."""
-    return lambda run: [lr * value for lr, value in zip(run["lr_then"], run[key], strict=True)]
+    return [lr * value for lr, value in zip(run["lr_then"], run[key], strict=True)]
 
 
-def _most(key: str) -> Callable[[Run], float]:
-    return lambda run: max(products(key)(run))
-
-
-def _mean_product(key: str, half: int) -> Callable[[Run], float]:
-    return lambda run: statistics.fmean(_part(products(key)(run), half))
+def _typical(key: str, half: int) -> Callable[[Run], float]:
+    """The geometric mean of such products over a half: some are a thousand times others."""
+    return lambda run: statistics.geometric_mean(_part(lr_products(run, key), half))
 
 
 def _window_loss(run: Run) -> float:
@@ -86,12 +83,15 @@ def _ratio(upper: str, lower: str, half: int = 0) -> Callable[[Run], float]:
 def sharpness(all_results: Sequence[Results]) -> str:
     """The sharpness times the learning rate, beside the threshold."""
     columns = (
-        Column("largest", _most("sharpness"), ".1f"),
-        Column("first half", _mean_product("sharpness", 0), ".1f"),
-        Column("second half", _mean_product("sharpness", 1), ".1f"),
-        Column("along the step, first half", _mean_product("step_curvature", 0), ".2f"),
+        Column("first half", _typical("sharpness", 0), ".1f"),
+        Column("second half", _typical("sharpness", 1), ".1f"),
+        Column("along the step, first half", _mean_along_step, ".2f"),
     )
     return _tables(all_results, columns, {"stable below": _threshold})
+
+
+def _mean_along_step(run: Run) -> float:
+    return statistics.fmean(_part(lr_products(run, "step_curvature"), 0))
 
 
 def _threshold(optimizer: str) -> str:
