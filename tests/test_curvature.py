@@ -16,6 +16,7 @@ from wpadamw.bench.report.quadratic import (
     determinant,
     largest_stable,
     noise_loss,
+    q_of_noise_ratio,
     step_matrix,
 )
 from wpadamw.bench.study import curvature, switching, tasks
@@ -326,6 +327,25 @@ def test_differences_in_loss_are_taken_apart_seed_by_seed(results):
     assert cells[3:7] == ["0.1000 ± 0.0000", *(f"-0.{n}000 ± 0.0000" for n in (6, 2, 4))]
     assert cells[-1] == "-0.2000 ± 0.0000"
     assert row(curvature_report.swings([results]), "AdamW")[-1] == ""
+
+
+def test_swings_with_one_s_tell_those_with_another(results):
+    q = 0.8
+    for run in results["runs"]:
+        s = curvature_report.PREDICTION_STEPS[run["optimizer"]]
+        run["swing"] = [noise_loss(q, s), 0.0]
+    row = curvature_report.fit([results]).splitlines()[2]
+    task, _, _, found, expected, measured = row.strip("| ").split(" | ")
+    assert (task, found) == ("signals", "0.8")
+    assert float(measured.removesuffix(" ± 0.00")) == pytest.approx(float(expected), abs=0.011)
+
+
+def test_q_of_a_ratio_is_where_theory_has_it():
+    assert q_of_noise_ratio(noise_loss(2.0, 1.0) / noise_loss(2.0, 0.0), 1.0) == pytest.approx(
+        2.0, abs=0.02
+    )
+    assert q_of_noise_ratio(0.001, 1.0) is None
+    assert q_of_noise_ratio(1.1, 1.0) is None
 
 
 def test_steps_tell_how_far_they_went_too_far(results):

@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .markup import Results, markdown, standard_error
-from .quadratic import best_prediction_steps, decay, largest_stable, noise_loss
+from .quadratic import (
+    best_prediction_steps,
+    decay,
+    largest_stable,
+    noise_loss,
+    q_of_noise_ratio,
+)
 
 Run = dict[str, Any]
 Runs = Sequence[Run]
@@ -114,6 +120,37 @@ def swings(all_results: Sequence[Results]) -> str:
         ),
     )
     return _tables(all_results, columns)
+
+
+def fit(all_results: Sequence[Results]) -> str:
+    """Whether one ``lr*lambda`` explains the swings with both s."""
+    return "\n\n".join(_fit(results["runs"]) for results in all_results)
+
+
+def _fit(runs: Runs) -> str:
+    head = ["swing / AdamW's", "lr", "s = 1, measured", "lr*lambda by theory"]
+    head += ["s = 2, by theory", "s = 2, measured"]
+    rows = []
+    for task, lr in settings(runs):
+        one, two = (_swing_ratios(runs, task, lr, name) for name in [*PREDICTION_STEPS][1:])
+        if one and two:
+            q = q_of_noise_ratio(statistics.fmean(one), 1.0)
+            rows.append([task, f"{lr:g}", shown(one, ".2f"), *_expected(q), shown(two, ".2f")])
+    return f"{markdown(head, rows)}\n\n{_seeds(runs)}"
+
+
+def _expected(q: float | None) -> list[str]:
+    if q is None:
+        return ["-", "-"]
+    return [f"{q:.1f}", f"{noise_loss(q, 2.0) / noise_loss(q, 0.0):.2f}"]
+
+
+def _swing_ratios(runs: Runs, task: str, lr: float, optimizer: str) -> list[float]:
+    """Swings of the first half of training by AdamW's with the same seed."""
+    swing = _mean("swing", 0)
+    theirs = {run["seed"]: swing(run) for run in runs_of(runs, task, lr, REFERENCE)}
+    ours = runs_of(runs, task, lr, optimizer)
+    return [swing(run) / theirs[run["seed"]] for run in ours if run["seed"] in theirs]
 
 
 def steps(all_results: Sequence[Results]) -> str:

@@ -66,6 +66,7 @@ TABLES = {
     "why-theory": Table(curvature_report.theory, CURVED),
     "why-sharpness": Table(curvature_report.sharpness, CURVED),
     "why-swings": Table(curvature_report.swings, CURVED),
+    "why-fit": Table(curvature_report.fit, CURVED),
     "why-switches": Table(curvature_report.switches, CURVED),
     "why-steps": Table(curvature_report.steps, CURVED),
 }

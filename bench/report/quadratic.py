@@ -56,3 +56,14 @@ def best_prediction_steps(q: float, beta: float = BETA) -> float:
     most = ((2 + 2 * beta) / ((1 - beta) * q) - 1) / 2
     tried = [0.01 * i for i in range(math.ceil(100 * most)) if 0.01 * i < most]
     return min(tried, key=lambda s: noise_loss(q, s, beta))
+
+
+def q_of_noise_ratio(ratio: float, s: float, beta: float = BETA) -> float | None:
+    """Return the ``q`` at which noise costs ``ratio`` times what it costs without prediction.
+
+    The ratio falls from 1 until ``q`` comes near to the threshold; None if it is beyond all that.
+    """
+    grid = [largest_stable(s, beta) * i / 1000 for i in range(1, 1000)]
+    ratios = [noise_loss(q, s, beta) / noise_loss(q, 0.0, beta) for q in grid]
+    found = (q for q, reached in zip(grid, ratios, strict=True) if reached <= ratio < 1)
+    return next(found, None)
