@@ -364,6 +364,12 @@ def test_trainings_that_diverged_are_no_rows(results):
     assert row(text, "WPAdamW, s = 1")[4] == ""
 
 
+def test_tables_tell_how_many_seeds_they_have(results):
+    assert "standard error of 3 seeds." in curvature_report.steps([results])
+    del results["runs"][-1]
+    assert "standard error of 2 to 3 seeds." in curvature_report.steps([results])
+
+
 def test_theory_has_a_row_per_s():
     text = curvature_report.theory([])
     assert "| 1 | 12.7 |" in text
@@ -409,4 +415,4 @@ def test_labels_of_lines_that_end_together_stand_apart():
 def test_command_needs_a_file(capsys):
     with pytest.raises(SystemExit):
         curvature.main([])
-    assert "--out" in capsys.readouterr().err
+    assert "arguments are required: --out" in capsys.readouterr().err

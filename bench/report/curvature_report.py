@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -261,5 +262,6 @@ def shown(values: Sequence[float], spec: str) -> str:
 
 
 def _seeds(runs: Runs) -> str:
-    num_seeds = len({run["seed"] for run in runs})
-    return f"Mean ± standard error of {num_seeds} seeds."
+    counts = Counter((run["task"], run["lr"], run["optimizer"]) for run in runs).values()
+    fewest, most = min(counts), max(counts)
+    return f"Mean ± standard error of {f'{fewest} to ' * (fewest < most)}{most} seeds."
