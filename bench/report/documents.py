@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from .. import ROOT
 from . import (
     bars,
+    curvature_plot,
+    curvature_report,
     gpu_tables,
     plots,
     speed_tables,
@@ -52,7 +54,7 @@ class Plot(NamedTuple):
 
 
 MEASURED, TRAINED, STUDIED = ("cpu.json", "cuda.json"), ("train.json",), ("study.json",)
-TESTED, PROFILED = ("versions.json",), ("gpu.json",)
+TESTED, PROFILED, CURVED = ("versions.json",), ("gpu.json",), ("curvature.json",)
 TABLES = {
     "speed": Table(speed_tables.speed, MEASURED),
     "full": Table(speed_tables.full, MEASURED),
@@ -70,9 +72,16 @@ TABLES = {
     "study-norms": Table(study_predictions.norm_ratios, STUDIED),
     "versions": Table(version_tables.versions, TESTED),
     "promised": Table(version_tables.promised, TESTED),
+    "why-theory": Table(curvature_report.theory, CURVED),
+    "why-sharpness": Table(curvature_report.sharpness, CURVED),
+    "why-swings": Table(curvature_report.swings, CURVED),
+    "why-fit": Table(curvature_report.fit, CURVED),
+    "why-switches": Table(curvature_report.switches, CURVED),
+    "why-steps": Table(curvature_report.steps, CURVED),
 }
 PLOTS = {
     "step-times.png": Plot(bars.draw, bars.source, MEASURED),
+    "curvature.png": Plot(curvature_plot.draw, curvature_plot.source, CURVED),
     **{name: Plot(plot.draw, plot.source, STUDIED) for name, plot in study_plots.PLOTS.items()},
 }
 BLOCK = re.compile(r"<!-- bench:begin (\S+) -->\n.*?<!-- bench:end \1 -->", re.DOTALL)

@@ -131,7 +131,7 @@ def set_mode(optimizer: Optimizer, mode: str) -> None:
         getattr(optimizer, mode)()
 
 
-def mean_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+def mean_cross_entropy(model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     """Return the mean cross-entropy in nats per target, for logits ``[..., classes]``."""
     inputs, targets = batch
     return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
