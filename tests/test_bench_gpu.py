@@ -17,6 +17,7 @@ from test_bench_report import GPU_MEASURED
 from wpadamw.bench import ROOT, steps
 from wpadamw.bench.gpu import probe
 from wpadamw.bench.gpu import run as gpu
+from wpadamw.bench.report import gpu_tables
 
 
 def step(name, code, limit_s=20.0, **options):
@@ -247,7 +248,26 @@ def test_the_summary_says_what_failed_and_what_was_measured(tmp_path):
     assert "the end of build" not in text
     assert "| ≤ 1.10 | 1.040 |" in text
     assert "**GPT-2**" in text
-    assert "| bucket_kernel | 1,000 | 1,074 | 1,074 | 2,147 | 87.5 | 40 | long_scoreboard" in text
+    row = (
+        "| Triton's bucket_kernel | 1 | 1,000 | 1,074 | 1,074 | 2,147 | 87.5 | 40 | long_scoreboard"
+    )
+    assert row in text
+
+
+def launch(name, **measured):
+    known = {"duration_us": 100.0, "bytes_read": 2e8, "bytes_written": 1e8}
+    rest = {"occupancy_percent": 50.0, "registers": 64.0, "stalls": {}}
+    return {"name": name, **known, **rest, **measured}
+
+
+def test_launches_of_one_step_are_added_up_and_small_ones_left_out():
+    fused = "void multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4, 1, 0>>"
+    ours = "void wpadamw::<unnamed>::bucket_kernel<adamw::Rule, float, float, 1, 1>(wpadamw::<un"
+    found = [launch(fused), launch(fused), launch("fill", duration_us=2.0), launch(ours)]
+    rows = gpu_tables.table([*found, launch(ours, bytes_read=None)]).splitlines()[2:]
+    assert rows[0].startswith("| torch's FusedAdam | 2 | 200 | 400.0 | 200.0 | 3,000 |")
+    assert rows[1].startswith("| bucket_kernel<adamw, float, float, 1, 1> | 1 | 100 |")
+    assert len(rows) == 3 and rows[2].split("|")[4].strip() == "-"
 
 
 def test_the_record_holds_steps_tests_and_kernels(tmp_path):

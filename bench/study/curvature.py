@@ -86,9 +86,9 @@ def _lists(looks: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 
 def planned(args: argparse.Namespace) -> list[tuple[str, Run]]:
     """Return what is to be trained, and among what to keep it: seed by seed."""
-    scale = tasks.QUICK if args.quick else tasks.CPU
     trainings = []
     for seed, task in product(range(args.seeds), args.tasks):
+        scale = tasks.scale_of(tasks.TASKS[task], args.quick)
         about = {"task": task, "seed": seed, "num_steps": tasks.TASKS[task].steps_at(scale)}
         trainings += [
             ("runs", {**about, "lr": lr, "optimizer": optimizer})

@@ -27,7 +27,7 @@ Run = dict[str, Any]  # task, optimizer, lr, seed, num_steps, and what is seen
 @functools.cache
 def posed(task: str, is_quick: bool) -> Problem:
     """Make a task's data once."""
-    return tasks.TASKS[task].pose(tasks.QUICK if is_quick else tasks.CPU)
+    return tasks.TASKS[task].pose(tasks.scale_of(tasks.TASKS[task], is_quick))
 
 
 def start(problem: Problem, run: Run) -> Trainee:
