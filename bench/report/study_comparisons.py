@@ -19,7 +19,7 @@ from .study_statistics import (
 )
 from .styles import short
 
-PEERS = ("NAdamW", "AdamWScheduleFree")
+PEERS, AVERAGED = ("NAdamW", "AdamWScheduleFree"), ", averaged"
 PREDICTING = "WPAdamW, s = "
 USUAL = "WPAdamW, s = 1"
 # How many tasks make a rule for s the winner.
@@ -97,12 +97,13 @@ def with_reference(all_results: Sequence[Results], only_short: bool = False) -> 
 
 
 def is_short_listed(name: str) -> bool:
-    """Whether the README shows it: prediction by a constant number of steps, and two peers."""
-    return name in PEERS or re.fullmatch(f"{PREDICTING}[0-9.]+", name) is not None
+    """Whether the README shows it: prediction by a constant number of steps, averages, peers."""
+    is_constant = re.fullmatch(f"{PREDICTING}[0-9.]+", name) is not None
+    return is_constant or name in PEERS or name.endswith(AVERAGED)
 
 
 def summary(all_results: Sequence[Results]) -> str:
-    """Differences from the reference, of prediction and of two peers."""
+    """Differences from the reference, of prediction, averages and two peers."""
     return _against_reference(all_results, only_short=True)
 
 
