@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..registry import entrants
+from ..registry import STUDIED, entrants
 from . import tasks
 from .comparison import Record, Trainee, build, parameter_groups, set_mode
 from .tasks import Problem
@@ -35,7 +35,7 @@ def start(problem: Problem, run: Run) -> Trainee:
     torch.manual_seed(run["seed"])
     model = problem.build_model()
     groups = parameter_groups(model, tasks.TASKS[run["task"]].weight_decay)
-    entrant = entrants("study")[run["optimizer"]]
+    entrant = entrants(*STUDIED)[run["optimizer"]]
     optimizer, factor = build(entrant, groups, run["lr"], run["num_steps"])
     return Trainee(Record(run["optimizer"], run["seed"]), model, optimizer, factor, MAX_NORM)
 
