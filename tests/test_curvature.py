@@ -405,14 +405,3 @@ def test_plot_has_lines_with_their_thresholds_and_names(results, tmp_path):
     assert {38.0, 12.7, 7.6, 10.0} <= levels
     plots.save(figure, tmp_path / "plot.png", rows)
     assert plots.is_current(tmp_path / "plot.png", rows)
-
-
-def test_labels_of_lines_that_end_together_stand_apart():
-    placed = curvature_plot.spread({"a": 1.0, "b": 0.95, "c": -9.0}, 0.2)
-    assert placed == pytest.approx({"c": -0.9, "b": 0.95, "a": 1.15})
-
-
-def test_command_needs_a_file(capsys):
-    with pytest.raises(SystemExit):
-        curvature.main([])
-    assert "arguments are required: --out" in capsys.readouterr().err

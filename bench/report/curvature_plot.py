@@ -11,9 +11,8 @@ from .curvature_report import PREDICTION_STEPS, Runs, lr_products, runs_of
 from .markup import Results
 from .plots import mean_line, panels
 from .quadratic import largest_stable
+from .styles import short, spread, style_of
 
-# Okabe and Ito's blue, vermilion and green: told apart by colour-blind readers too.
-COLORS = ("#0072B2", "#D55E00", "#009E73")
 PANEL_INCHES = (4.4, 3.0)
 # Of the axis: what is flatter than a tenth or beyond a hundred is not shown.
 LIMITS = (0.1, 100.0)
@@ -60,17 +59,20 @@ def draw(rows: Sequence[Sequence[dict[str, Any]]]) -> Any:
 
 
 def _draw_panel(axes: Any, panel: dict[str, Any]) -> None:
-    for (optimizer, s), color in zip(PREDICTION_STEPS.items(), COLORS, strict=True):
-        most = largest_stable(s)
+    for optimizer, s in PREDICTION_STEPS.items():
+        most, color = largest_stable(s), style_of(optimizer).color
         axes.axhline(most, color=color, linestyle="--", linewidth=1)
-        axes.text(0.99, most * 1.05, f"s = {s:g}: stable below {most:.1f}", color=color, **SMALL)
+        text = f"{short(optimizer)}: stable below {most:.1f}"
+        axes.text(0.99, most * 1.05, text, color=color, **SMALL)
         line = panel["lines"].get(optimizer)
         if line is not None:
             _draw_line(axes, line, color)
-    ends = {optimizer: line["mean"][-1] for optimizer, line in panel["lines"].items()}
-    for optimizer, end in spread(ends, SPACING).items():
-        s, color = PREDICTION_STEPS[optimizer], COLORS[[*PREDICTION_STEPS].index(optimizer)]
-        axes.text(1.02, 10**end, f"s = {s:g}", color=color, fontsize=8, va="center")
+    low, high = map(math.log10, LIMITS)
+    ends = [line["mean"][-1] for line in panel["lines"].values()]
+    places = spread(ends, SPACING, low + SPACING / 2, high - SPACING / 2)
+    for optimizer, end in zip(panel["lines"], places, strict=True):
+        style = {"color": style_of(optimizer).color, "fontsize": 8, "va": "center"}
+        axes.text(1.02, 10**end, short(optimizer), **style)
     axes.set(title=panel["title"], yscale="log", xlim=(0, 1.15), ylim=LIMITS)
     axes.yaxis.set_major_formatter("{x:g}")  # not as powers of ten
     axes.grid(alpha=0.3)
@@ -86,13 +88,3 @@ def _draw_line(axes: Any, line: dict[str, Any], color: str) -> None:
     )
     axes.plot(line["x"], middle, color=color, linewidth=1.4)
     axes.fill_between(line["x"], lower, upper, color=color, alpha=0.2, linewidth=0)
-
-
-def spread(ends: dict[str, float], spacing: float) -> dict[str, float]:
-    """Where labels of lines stand that end there, in decades: within the limits, and apart."""
-    placed: dict[str, float] = {}
-    lowest = math.log10(LIMITS[0]) + spacing / 2
-    for name in sorted(ends, key=lambda name: ends[name]):
-        placed[name] = max(ends[name], lowest)
-        lowest = placed[name] + spacing
-    return placed
