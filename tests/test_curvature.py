@@ -405,3 +405,9 @@ def test_plot_has_lines_with_their_thresholds_and_names(results, tmp_path):
     assert {38.0, 12.7, 7.6, 10.0} <= levels
     plots.save(figure, tmp_path / "plot.png", rows)
     assert plots.is_current(tmp_path / "plot.png", rows)
+
+
+def test_command_needs_a_file(capsys):
+    with pytest.raises(SystemExit):
+        curvature.main([])
+    assert "arguments are required: --out" in capsys.readouterr().err
