@@ -106,7 +106,7 @@ def test_summary_is_a_short_list(results):
     text = study_comparisons.summary([results])
     names = ["WPAdamW, s = 1", "WPAdamW, s = 2", "NAdamW"]
     assert [name.split(" |")[0] for name in text.split("\n| ")[2:5]] == names
-    assert "averaged" not in text
+    assert line(text, "WPAdamW, s = 1, averaged")
 
 
 def test_sentences_name_who_is_better_worse_and_neither(results):

@@ -34,6 +34,8 @@ STYLES = {
     "NAdamW": Style(GREEN, DOTTED, "P"),
     "AdamWScheduleFree": Style(PURPLE, DASH_DOTTED, "X"),
     "AdamW, averaged": Style(GREY, SHORT, "<"),
+    "WPAdamW, s = 1, averaged": Style(BLUE, SHORT, "<"),
+    "WPAdamW, s = 2, averaged": Style(VERMILION, SHORT, ">"),
     # Of the other commands.
     "AdamW(fused=True)": Style(BLACK, "-", "o"),
     "WPAdamW": Style(BLUE, "-", "s"),
@@ -55,7 +57,8 @@ def style_of(name: str) -> Style:
 
 def short(name: str) -> str:
     """A name as a label."""
-    return SHORT_NAMES.get(name, name.removeprefix("WPAdamW, "))
+    name = name.removeprefix("WPAdamW, ").replace(", averaged", " averaged")
+    return SHORT_NAMES.get(name, name)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
