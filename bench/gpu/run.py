@@ -79,24 +79,24 @@ def plan(out: Path) -> list[Step]:
         build["WPADAMW_CUDA_ARCHITECTURES"] = architecture
     uncached = {**tools, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     probe = [python, "-m", PROBE]
-    check = [*probe, "check"]
+    check = [*probe, "check", "cuda"]  # the device; the backends follow
     return [
         Step("machine", [python, "-c", SHOW_MACHINE], 20, tools),
-        Step("build", _build_command(python), 90, build),
-        Step("tests", _test_command(python, out), 100, {**tools, **TEST_ENVIRONMENT}),
+        Step("build", _build_command(python), 60, build),
+        Step("tests", _test_command(python, out), 150, {**tools, **TEST_ENVIRONMENT}),
         Step(
             "benchmarks",
             [python, "-m", "wpadamw", "bench", "--device", "cuda", "--out", str(out)],
-            145,
+            150,
             tools,
         ),
-        Step("memcheck", [*_sanitizer("memcheck"), *check], 90, uncached),
-        # Our own kernels: under it a process that launches Triton's may crash.
-        Step("racecheck", [*_sanitizer("racecheck"), *check, "cuda", "cuda"], 30, uncached),
+        Step("memcheck", [*_sanitizer("memcheck"), *check, "cuda", "triton"], 75, uncached),
+        # Under it a process that launches Triton's kernels may crash.
+        Step("racecheck", [*_sanitizer("racecheck"), *check, "cuda"], 30, uncached),
         Step(
             "ncu",
             [*ncu.command(out / "ncu.csv"), *probe, "profile"],
-            45,
+            40,
             tools,
             is_required=False,
         ),
