@@ -18,7 +18,7 @@ PANEL_INCHES = (4.4, 3.0)
 LIMITS = (0.1, 100.0)
 SPACING = 0.14  # of labels, in decades
 SMALL = {"fontsize": 7, "ha": "right"}
-NUM_ROWS = 2  # of the plot: AdamW's best learning rate, and twice that
+NUM_ROWS = 2  # of the plot: the lowest learning rate, and twice that
 
 
 def source(all_results: Sequence[Results]) -> list[list[dict[str, Any]]]:

@@ -30,7 +30,7 @@ from .switching import switch
 from .tasks import Problem
 
 OPTIMIZERS = ("AdamW", "WPAdamW, s = 1", "WPAdamW, s = 2")
-# AdamW's best in the study, and a factor of two beyond; of the GPT also one of four.
+# Where AdamW is good or past its best, and a factor of two beyond; of the GPT also one of four.
 RATES = {"gpt": (4e-3, 8e-3, 16e-3), "digits": (32e-3, 64e-3), "signals": (32e-3, 64e-3)}
 # Where prediction is switched on half-way, at AdamW's best rate; on digits the loss is then gone.
 SWITCHED, SWITCHABLE = ("gpt", "signals"), "WPAdamW, s = 1"
