@@ -190,11 +190,13 @@ def winner(found: Comparisons) -> str:
         {row: len(found.tasks(row, v)) for row in found.pairs} for v in (BETTER, WORSE)
     )
     counts = "; ".join(
-        f"{row}: better on {better[row]}, worse on {worse[row]}" for row in found.pairs
+        f"{row} is better on {better[row]}, worse on {worse[row]}"
+        for row in found.pairs
+        if better[row] + worse[row] > 0
     )
     num_tasks = len({column.task for column in found.columns})
     best = max(found.pairs, key=lambda row: (better[row], -worse[row]))
     result = f"the winner, better than s = 1 on at least {MIN_TASKS} tasks, is {best}"
     if better[best] < MIN_TASKS:
         result = f"no rule wins: none is better than s = 1 on at least {MIN_TASKS} tasks"
-    return f"Of {num_tasks} tasks, {counts}. So {result}."
+    return f"Of {num_tasks} tasks: {counts or 'no difference anywhere'}. So {result}."

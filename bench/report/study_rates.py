@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from .markup import Results, markdown
-from .study_results import Column, Runs, by_rate, columns, losses_of, optimizers, rate_text
+from .study_results import Column, Runs, by_rate, columns, losses_of, rate_text
 from .study_statistics import paired
 
 LEGEND = (
@@ -25,7 +25,7 @@ def rates(all_results: Sequence[Results]) -> str:
 
 
 def _table(column: Column) -> str:
-    names = optimizers([column.results])
+    names = column.optimizers()
     tried = by_rate([trial for name in names for trial in column.trials(name)])
     head = ["", *map(rate_text, tried), "good range", "rates, trainings"]
     rows = [_row(column, name, list(tried)) for name in names]

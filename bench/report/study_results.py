@@ -78,7 +78,12 @@ class Column(NamedTuple):
         if failed:
             reason = textwrap.shorten(failed[0], MAX_REASON_LENGTH).replace("|", "\\|")
             return f"{optimizer}: {len(failed)} of {len(trials)} failed: {reason}"
-        return None if trials else f"{optimizer}: not run"
+        return None if trials else "not run"
+
+    def optimizers(self) -> list[str]:
+        """Those that are trained on the task, or left out with a reason."""
+        left_out = self.results["left_out"]
+        return [n for n in optimizers([self.results]) if n in left_out or self.trials(n)]
 
     def _of(self, part: str, optimizer: str) -> Runs:
         entry = (self.task, optimizer)
@@ -101,8 +106,8 @@ def device(results: Results) -> str:
 
 
 def optimizers(all_results: Sequence[Results]) -> list[str]:
-    """All optimizers in the order of their first trainings, those left out at the end."""
-    present = dict.fromkeys(t["optimizer"] for results in all_results for t in results["trials"])
+    """All optimizers in the order of the results, those left out at the end."""
+    present = dict.fromkeys(name for results in all_results for name in results["optimizers"])
     missing = {
         name for results in all_results for name in results["left_out"].keys() - results["tasks"]
     }

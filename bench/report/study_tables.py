@@ -8,7 +8,7 @@ from .markup import Results, format_losses, markdown
 from .study_comparisons import complete, difference_text, families, rules, sentences, summary
 from .study_predictions import foresight, norm_ratios
 from .study_rates import rates
-from .study_results import Column, columns, optimizers, rate_text
+from .study_results import Column, columns, rate_text
 from .study_statistics import compare
 from .study_steps import reach
 
@@ -38,7 +38,7 @@ def _detail(column: Column) -> str:
     reference = column.reference
     head = ["", "lr", "seeds", "loss", f"minus {reference}'s", "p"]
     head += [f"steps to {reference}'s loss", "saved"]
-    rows = [_row(column, name) for name in optimizers([column.results])]
+    rows = [_row(column, name) for name in column.optimizers()]
     return f"**{column.title}**\n\n{markdown(head, rows)}"
 
 

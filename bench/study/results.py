@@ -52,6 +52,7 @@ def gather(folder: Path, is_quick: bool, left_out: dict[str, str]) -> Results:
         "quick": is_quick,
         "reference": next(iter(entrants(*STUDIED))),
         "tasks": {task.name: task.title for task in present},
+        "optimizers": in_order(entry.name for entry in entries),
         "setting": setting(kept, folder),
         "minutes": rounded(sum(file["training"]["seconds"] for file in kept) / 60),
         "left_out": left_out,
@@ -59,6 +60,13 @@ def gather(folder: Path, is_quick: bool, left_out: dict[str, str]) -> Results:
         "best": [{**_about(entry), "lr": rate} for entry, rate in best.items()],
         "runs": [run for entry, trials in tables for run in _runs(entry, trials, best.get(entry))],
     }
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of optimizers and averages in the order of the registry."""
+    there = set(names)
+    everyone = entries_of([next(iter(TASKS.values()))], list(entrants(*STUDIED).values()))
+    return [entry.name for entry in everyone if entry.name in there]
 
 
 def read_all(folder: Path) -> list[Kept]:
