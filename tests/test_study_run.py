@@ -169,6 +169,12 @@ def test_results_can_be_gathered_without_any_training(quick_study, monkeypatch):
     assert results_of(quick_study) == before
 
 
+def test_what_was_trained_elsewhere_is_not_left_out(tmp_path):
+    kept_file(tmp_path, "one")
+    reasons = {"AdamW": "not installed", "signals": "no data", "NAdamW": "not installed"}
+    assert results.gather(tmp_path, True, reasons)["left_out"] == {"NAdamW": "not installed"}
+
+
 def test_files_of_other_tasks_and_machines_are_not_mixed(tmp_path):
     folder = tmp_path / "trainings"
     folder.mkdir()

@@ -35,31 +35,34 @@ def gather(folder: Path, is_quick: bool, left_out: dict[str, str]) -> Results:
     Raises:
         UsageError: if there is nothing, or if the files of a task come from several machines.
     """
-    found: dict[tuple[str, str], Trials] = defaultdict(dict)
     kept = [file for file in read_all(folder) if is_current(file["job"], is_quick)]
-    for file in kept:
-        job = file["job"]
-        found[job["task"], job["optimizer"]][job["lr"], job["seed"]] = file["training"]
-    present = [task for name, task in TASKS.items() if name in {task for task, _ in found}]
-    entries = [
-        entry
-        for entry in entries_of(present, list(entrants(*STUDIED).values()))
-        if (entry.task.name, entry.entrant.name) in found
-    ]
-    tables = [(entry, found[entry.task.name, entry.entrant.name]) for entry in entries]
-    best = {entry: rate for entry, trials in tables if (rate := best_rate(entry, trials))}
+    tables = trials_by_entry(kept)
+    best = {entry: rate for entry, trials in tables.items() if (rate := best_rate(entry, trials))}
+    there = {file["job"][key] for file in kept for key in ("task", "optimizer")}
     return {
         "quick": is_quick,
         "reference": next(iter(entrants(*STUDIED))),
-        "tasks": {task.name: task.title for task in present},
-        "optimizers": in_order(entry.name for entry in entries),
+        "tasks": {entry.task.name: entry.task.title for entry in tables},
+        "optimizers": in_order(entry.name for entry in tables),
         "setting": setting(kept, folder),
         "minutes": rounded(sum(file["training"]["seconds"] for file in kept) / 60),
-        "left_out": left_out,
-        "trials": [trial for entry, trials in tables for trial in _trials(entry, trials)],
+        # What was trained elsewhere need not be installed here.
+        "left_out": {name: why for name, why in left_out.items() if name not in there},
+        "trials": [trial for entry, trials in tables.items() for trial in _trials(entry, trials)],
         "best": [{**_about(entry), "lr": rate} for entry, rate in best.items()],
-        "runs": [run for entry, trials in tables for run in _runs(entry, trials, best.get(entry))],
+        "runs": [run for e, trials in tables.items() for run in _runs(e, trials, best.get(e))],
     }
+
+
+def trials_by_entry(kept: Iterable[Kept]) -> dict[Entry, Trials]:
+    """The trainings of each optimizer on each task; an average has those of its optimizer."""
+    found: dict[tuple[str, str], Trials] = defaultdict(dict)
+    for file in kept:
+        job = file["job"]
+        found[job["task"], job["optimizer"]][job["lr"], job["seed"]] = file["training"]
+    everyone = entries_of(TASKS.values(), list(entrants(*STUDIED).values()))
+    keys = {entry: (entry.task.name, entry.entrant.name) for entry in everyone}
+    return {entry: found[key] for entry, key in keys.items() if key in found}
 
 
 def in_order(names: Iterable[str]) -> list[str]:
