@@ -18,6 +18,7 @@ import torch
 import wpadamw
 
 from . import ROOT
+from .report.markup import machine as named
 from .report.markup import rounded
 
 # A guess for systems that do not tell: more than most have, so that rotation leaves it.
@@ -30,7 +31,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "device": device.type,
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": rounded(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "cache_mib": rounded(cache_bytes(device) / 2**20),
@@ -55,7 +56,12 @@ def name(device: torch.device) -> str:
     """The GPU, or the processor and its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+    return named({"cpu": cpu_model(), "cores": num_cores()})
+
+
+def num_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_slug(facts: dict[str, Any]) -> str:

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder for the results")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="of all steps, in their order")
     args = parser.parse_args(arguments)
-    out, steps = args.out.resolve(), plan(args.out.resolve())
+    out = args.out.resolve()
+    steps = plan(out)
     if args.only is not None:
         steps = chosen(steps, args.only, parser)
     out.mkdir(parents=True, exist_ok=True)

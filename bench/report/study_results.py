@@ -1,6 +1,6 @@
 """Reads a study's results: a column is one task on one machine, with its trainings and failures.
 
-Seeds below `SEARCH_SEEDS` compare optimizers at their best learning rates; the others found these.
+Seeds below `FIRST_SEARCH_SEED` compare optimizers at their best rates; the others found these.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .markup import MAX_REASON_LENGTH, Results, number, rounded
 Runs = Sequence[dict[str, Any]]
 Losses = dict[int, float]  # final ones by seed
 
-SEARCH_SEEDS = 1000
+FIRST_SEARCH_SEED = 1000
 
 
 class Column(NamedTuple):
@@ -55,7 +55,7 @@ class Column(NamedTuple):
 
     def evaluations(self, optimizer: str) -> Runs:
         """The trainings that are compared, failed ones too."""
-        return [trial for trial in self.at_best(optimizer) if trial["seed"] < SEARCH_SEEDS]
+        return [trial for trial in self.at_best(optimizer) if trial["seed"] < FIRST_SEARCH_SEED]
 
     def losses(self, optimizer: str) -> Losses:
         """What is compared."""

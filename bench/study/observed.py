@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,34 +9,27 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..registry import STUDIED, entrants
-from . import tasks
-from .comparison import Record, Trainee, build, parameter_groups, set_mode
+from . import tasks, trainings
+from .comparison import Trainee, set_mode
 from .tasks import Problem
 from .text import Batch
 
 # Drawn together they are the batch that the loss is looked at with.
 NUM_DRAWS = {"gpt": 2, "digits": 8, "signals": 8}
 BATCH_SEED = 12345
-MAX_NORM = 1.0  # the study's
 
 Run = dict[str, Any]  # task, optimizer, lr, seed, num_steps, and what is seen
 
 
-@functools.cache
 def posed(task: str, is_quick: bool) -> Problem:
     """Make a task's data once."""
-    return tasks.TASKS[task].pose(tasks.scale_of(tasks.TASKS[task], is_quick))
+    return trainings.posed(task, tasks.scale_of(tasks.TASKS[task], is_quick))
 
 
 def start(problem: Problem, run: Run) -> Trainee:
     """Build what the study trains: the same initial weights and optimizers."""
-    torch.manual_seed(run["seed"])
-    model = problem.build_model()
-    groups = parameter_groups(model, tasks.TASKS[run["task"]].weight_decay)
-    entrant = entrants(*STUDIED)[run["optimizer"]]
-    optimizer, factor = build(entrant, groups, run["lr"], run["num_steps"])
-    return Trainee(Record(run["optimizer"], run["seed"]), model, optimizer, factor, MAX_NORM)
+    about = (run[key] for key in ("task", "optimizer", "lr", "seed", "num_steps"))
+    return trainings.start(problem, *about)
 
 
 def fixed_batch(task: str, problem: Problem) -> Batch:

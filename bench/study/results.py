@@ -16,13 +16,13 @@ from typing import Any
 
 from ..registry import STUDIED, entrants
 from ..report.markup import Results, rounded
+from ..report.study_results import FIRST_SEARCH_SEED
 from ..usage import UsageError
 from . import tasks
-from .search import SEARCH_SEEDS, Entry, best_of, entries_of
+from .search import Entry, best_of, entries_of
 from .tasks import TASKS
 from .trainings import Training
 
-FIRST_SEARCH_SEED = min(SEARCH_SEEDS)
 CURVES = ("evaluated_steps", "validation_losses", "norm_ratios", "foresight")
 
 Kept = dict[str, Any]  # a file: a job and its training

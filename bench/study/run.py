@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 
 import wpadamw
 
+from .. import machine
 from ..registry import STUDIED, Entrant, entrants, why_missing
 from ..report.markup import Results
 from ..report.study_plots import PLOTS
@@ -86,7 +86,7 @@ class Study:
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
-        self.num_workers = args.workers or num_cores()
+        self.num_workers = args.workers or machine.num_cores()
         wanted = chosen_entrants(args.entrants)
         self.left_out = left_out(args.tasks, wanted)
         present = [entrant for entrant in wanted if entrant.name not in self.left_out]
@@ -120,11 +120,6 @@ class Study:
         versions = (platform.python_version(), torch.__version__, wpadamw.__version__)
         device = str(self.args.device)
         return Job(*wish, task.steps_at(scale), scale, device, versions)
-
-
-def num_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def chosen_entrants(names: Iterable[str]) -> list[Entrant]:

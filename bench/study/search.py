@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from ..registry import Entrant
+from ..report.study_results import FIRST_SEARCH_SEED
 from .tasks import Task
 from .trainings import Training
 
 # Seeds of the search and of the evaluation are apart: a best of many looks better than it is.
-SEARCH_SEEDS = (1000, 1001)
+SEARCH_SEEDS = (FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + 1)
 NUM_NEIGHBOUR_SEEDS = 3
 RATES_PER_DOUBLING = 2
 MAX_WIDENINGS = 6
@@ -38,7 +39,8 @@ class Entry:
 
     def loss(self, training: Training) -> float:
         """The last validation loss, infinity of a training that failed."""
-        return final_loss(training, self.is_averaged)
+        losses = training["averaged_losses" if self.is_averaged else "validation_losses"]
+        return math.inf if training["why"] or not losses else float(losses[-1])
 
     def rate(self, place: int) -> float:
         """The learning rate at a place: 0 is the middle, two places are a factor of two."""
@@ -57,12 +59,6 @@ class Wish(NamedTuple):
 
 Rate = TypeVar("Rate", int, float)  # a place, or the rate itself
 Train = Callable[[Iterable[Wish]], dict[Wish, Training]]
-
-
-def final_loss(training: Training, is_averaged: bool = False) -> float:
-    """The last validation loss of a training or of its average, infinity where it failed."""
-    losses = training["averaged_losses" if is_averaged else "validation_losses"]
-    return math.inf if training["why"] or not losses else float(losses[-1])
 
 
 def entries_of(tasks: Iterable[Task], entrants: Sequence[Entrant]) -> list[Entry]:

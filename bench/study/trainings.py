@@ -83,7 +83,8 @@ def train(job: Job) -> Training:
 
 def _follow(training: Training, job: Job) -> None:
     problem, entrant = posed(job.task, job.scale), entrants(*STUDIED)[job.optimizer]
-    trainee = _start(problem, job, entrant)
+    about = job.task, job.optimizer, job.lr, job.seed, job.num_steps
+    trainee = start(problem, *about, device=job.device)
     observer = _Observer(entrant, trainee, job, problem)
     generator = torch.Generator().manual_seed(job.seed)
     for step in range(1, job.num_steps + 1):
@@ -137,12 +138,22 @@ def posed(task: str, scale: Scale) -> Problem:
     return TASKS[task].pose(scale)
 
 
-def _start(problem: Problem, job: Job, entrant: Entrant) -> Trainee:
-    torch.manual_seed(job.seed)
-    model = problem.build_model().to(job.device)
-    groups = parameter_groups(model, TASKS[job.task].weight_decay * entrant.decay_scale)
-    optimizer, factor = build(entrant, groups, job.lr, job.num_steps)
-    return Trainee(Record(job.optimizer, job.seed), model, optimizer, factor, MAX_NORM)
+def start(
+    problem: Problem,
+    task: str,
+    optimizer: str,
+    lr: float,
+    seed: int,
+    num_steps: int,
+    device: str = "cpu",
+) -> Trainee:
+    """Build what is trained: a seed gives all optimizers the same initial weights."""
+    torch.manual_seed(seed)
+    entrant = entrants(*STUDIED)[optimizer]
+    model = problem.build_model().to(device)
+    groups = parameter_groups(model, TASKS[task].weight_decay * entrant.decay_scale)
+    built, factor = build(entrant, groups, lr, num_steps)
+    return Trainee(Record(optimizer, seed), model, built, factor, MAX_NORM)
 
 
 def evaluated_steps(num_steps: int) -> list[int]:
