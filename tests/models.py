@@ -170,4 +170,8 @@ class Reference:
         """Take values from outside as the true weights; a prediction of them moves nothing."""
         self.weight = values.detach().to(self.weight.dtype, copy=True).contiguous()
         if mode == "predicted":
-            self.made = (0.0,) * 5 + (None,)
+            self.forget_prediction()
+
+    def forget_prediction(self):
+        """Until the next update the prediction is the true weights."""
+        self.made = (0.0,) * 5 + (None,)

@@ -146,17 +146,19 @@ def through_torch_save(model):
 
 @unpickles
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_torch_save])
-def test_copies_of_the_model_are_inert_and_the_model_is_not(duplicate):
+def test_copies_of_the_model_are_true_and_inert_and_the_model_is_not(duplicate):
     model, opt, _ = attached(2)
-    before = held(model)
+    predicted = held(model)
     twin = duplicate(duplicate(model))
-    weights = held(twin)
-    assert equal(weights, before)
+    true = weights_of(opt, model)
+    assert equal(held(twin), true)
+    assert not equal(true, predicted)
+    model(randn(4, 3))
     evaluate(twin)
     twin.state_dict()
     assert opt.weights_are == "predicted"
-    assert equal(held(twin), weights)
-    assert equal(held(model), before)
+    assert equal(held(twin), true)
+    assert equal(held(model), predicted)
     evaluate(model)
     assert opt.weights_are == "true"
 
@@ -168,6 +170,7 @@ def test_shallow_copy_of_the_model_is_inert():
     layer(randn(4, 3)).sum().backward()
     opt.step()
     twin = copy.copy(layer).eval()
+    layer(randn(4, 3))
     twin(randn(4, 3))
     twin.state_dict()
     assert opt.weights_are == "predicted"

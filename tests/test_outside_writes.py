@@ -58,7 +58,7 @@ def test_write_is_adopted_as_true_weights_with_one_warning(name, mode):
     after = held(net)
     with pytest.warns(UserWarning, match=OUTSIDE) as caught:
         opt.state_dict()
-    assert len(caught) == 1
+    assert [str(each.message).startswith("Parameters were") for each in caught].count(True) == 1
     assert equal(held(net), after)
     opt.restore()
     assert equal(held(net), true)

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from wpadamw._backends import backends
-from wpadamw.attach import attach
+from wpadamw.attach import attach, refresh_batch_norm
 from wpadamw.optimizers import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPAdaPlus, WPNAdamW
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "WPNAdamW",
     "attach",
     "backends",
+    "refresh_batch_norm",
 ]
 __version__ = version("wpadamw")

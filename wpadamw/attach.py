@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
 
+import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from wpadamw.attached_class import LINKS, Link, Links, change_class, remove_links
+from wpadamw.attached_class import links_of, make_link, remove_links
+from wpadamw.clients import REFUSED
 from wpadamw.follow import Follower
+from wpadamw.layout import is_dtensor
 from wpadamw.optimizer import WeightPrediction
 
 
@@ -16,20 +22,10 @@ class Attachment:
 
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
-        self._modules: list[weakref.ref[nn.Module]] = []
-
-    def _add(self, module: nn.Module, is_root: bool) -> None:
-        change_class(module, is_root)
-        link = Link(weakref.ref(module), self._follower, is_root)
-        vars(module)[LINKS] = Links((*vars(module).get(LINKS, ()), link))
-        self._modules.append(link.module)
 
     def remove(self) -> None:
         """Detach the model. The parameters keep the weights that they hold."""
-        for reference in self._modules:
-            if (module := reference()) is not None:
-                remove_links(module, self._follower)
-        self._modules.clear()
+        remove_links(self._follower)
 
 
 def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
@@ -40,24 +36,27 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     the part. From ``model.eval()`` on the parameters hold true weights, for every reader, until a
     training forward or a step. ``state_dict()`` of the model or of a part returns true weights; as
     in torch the tensors are the parameters' own, and the next training forward changes them.
+    Inside `true_weights()` no forward predicts. Parts that the model gets later follow, too.
 
     A backward pass begins with the weights of its forward, so that what is computed again
     (activation checkpointing) is the same; it raises RuntimeError if they are gone.
 
     The modules get subclasses of their classes, so ``isinstance`` holds and ``type(module) is``
-    does not. Copies, pickles and what TorchScript makes of a model are of the plain classes and
-    follow nothing. Attaching again replaces what was attached for the same parameters. The weights
-    of an optimizer move together: of several models under one optimizer the last call decides.
+    does not. Copies, pickles and what TorchScript makes of a model are of the plain classes, hold
+    true weights and follow nothing. Attaching again replaces what was attached for the same
+    parameters. The weights of an optimizer move together: of several models under one optimizer the
+    last call decides.
 
     Args:
         model: the module whose ``forward`` the training loop calls.
-        optimizer: holds the model's parameters.
+        optimizer: holds the model's parameters; may be in a wrapper of accelerate or Lightning.
 
     Returns:
         A handle; its ``remove()`` detaches the model.
 
     Raises:
-        TypeError: if an argument is of another type.
+        TypeError: if an argument is of another type, a wrapper with weights of its own for one.
+        ValueError: if the model holds none of the optimizer's parameters.
 
     Example:
         >>> wpadamw.attach(model, opt)
@@ -67,27 +66,76 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # a wrapper of accelerate
-    if not isinstance(optimizer, WeightPrediction):
-        raise TypeError(f"optimizer must be one of wpadamw's, got {type(optimizer).__name__}")
-    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
-    _detach(model, own)
-    inner = dict(model.named_children()).get("_orig_mod", model)  # of what torch.compile returned
-    attachment = Attachment(Follower(inner, optimizer))
-    for module in model.modules():
-        is_root = module is model or module is inner
-        if is_root or any(id(param) in own for param in module.parameters()):
-            attachment._add(module, is_root)
+    optimizer = _own_optimizer(optimizer)
+    follower = Follower(model, optimizer, make_link)
+    _check_shared(model, optimizer)
+    _detach(model, optimizer)
+    follower.follow_parts()
     if model.training and not optimizer.state:
         optimizer.predict()  # moves nothing: the first forward has nothing to do, in a graph
-    return attachment
+    return Attachment(follower)
 
 
-def _detach(model: nn.Module, params: set[int]) -> None:
-    """Undoes earlier attachments for these parameters: the model may have new parts since."""
-    for link in vars(model).get(LINKS, ()):
-        groups = link.follower.optimizer.param_groups
-        is_replaced = any(id(param) in params for group in groups for param in group["params"])
-        if link.is_root and link.is_of(model) and is_replaced:
-            for module in model.modules():
-                remove_links(module, link.follower)
+def _own_optimizer(optimizer: Any) -> WeightPrediction:
+    """The optimizer in a wrapper of accelerate or Lightning."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if isinstance(inner, WeightPrediction):
+        return inner
+    found = type(optimizer).__name__
+    if isinstance(getattr(optimizer, "optim", None), WeightPrediction):
+        raise TypeError(REFUSED.format(name=found, instead="torch.distributed.fsdp.fully_shard"))
+    raise TypeError(f"optimizer must be one of wpadamw's, got {found}")
+
+
+def _check_shared(model: nn.Module, optimizer: WeightPrediction) -> None:
+    """Raises ValueError where the optimizer moves other parameters than the model's."""
+    own = [param for group in optimizer.param_groups for param in group["params"]]
+    ids = set(map(id, own))
+    # Between forwards FSDP may have gathered parameters in the place of the optimizer's.
+    is_known = any(map(is_dtensor, own)) or any(id(param) in ids for param in model.parameters())
+    if not is_known:
+        raise ValueError(
+            "model must hold parameters of the optimizer, got one that has none of its "
+            f"{len(own)}: attach what was given to the optimizer, after all wrappers and moves "
+            "that make new parameters"
+        )
+
+
+def _detach(model: nn.Module, optimizer: WeightPrediction) -> None:
+    """Undoes earlier attachments for the optimizer's parameters."""
+    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    for module in model.modules():
+        for link in links_of(module):
+            groups = link.follower.optimizer.param_groups
+            is_replaced = any(id(param) in own for group in groups for param in group["params"])
+            if link.is_root and link.is_of(module) and is_replaced:
+                remove_links(link.follower)
+
+
+def refresh_batch_norm(
+    model: nn.Module, loader: Iterable[Any], device: torch.device | int | None = None
+) -> None:
+    """Let batch normalisation see the true weights, before these are evaluated or saved.
+
+    In training it sees predicted weights, and so do its running statistics. This computes them anew
+    as plain averages over ``loader``, with `torch.optim.swa_utils.update_bn` at true weights. What
+    the parameters held comes back, as do the modes of the model.
+
+    Args:
+        model: attached to its optimizer.
+        loader: yields inputs, or tuples and lists that begin with them.
+        device: where inputs are moved to.
+
+    Raises:
+        ValueError: if neither the model nor a part of it is attached.
+    """
+    followers = [link.follower for module in model.modules() for link in links_of(module)]
+    if not followers:
+        raise ValueError(
+            "model must be attached: call wpadamw.attach(model, optimizer), or "
+            "torch.optim.swa_utils.update_bn inside optimizer.true_weights()"
+        )
+    with ExitStack() as stack:
+        for optimizer in {id(each.optimizer): each.optimizer for each in followers}.values():
+            stack.enter_context(optimizer.true_weights())
+        update_bn(loader, model, device)

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from wpadamw.compat import disable_dynamo, run_outside_graphs
 from wpadamw.follow import Follower
+from wpadamw.join import JoinHook
 
 LINKS = "_wpadamw_links"
 # Of such a subclass: the class below it, and whether it is one for whole models.
@@ -112,6 +113,8 @@ def _follow_mode(module: Any) -> None:
     """After ``train`` or ``eval``: true weights at once, predicted ones when a forward comes."""
     for link in getattr(module, LINKS):
         follower = link.follower
+        if link.is_root and not is_dynamo_compiling():
+            follower.follow_parts()
         is_wanted = follower.under_way or not module.training
         if link.is_root and link.is_of(module) and is_wanted and not follower.is_settled():
             follower.settle_if_due()
@@ -119,8 +122,11 @@ def _follow_mode(module: Any) -> None:
 
 @disable_dynamo
 def _restore(module: Any) -> None:
+    """Before somebody reads a module's parameters."""
     for link in getattr(module, LINKS):
         if link.is_of(module):
+            if link.is_root:
+                link.follower.follow_parts()
             link.follower.optimizer.restore()
 
 
@@ -178,9 +184,16 @@ def _members(plain: type[nn.Module]) -> list[Callable[..., Any]]:
         return plain.state_dict(self, *args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        if not any(link.follower.under_way for link in getattr(self, LINKS)):
+            _restore(self)
         return _without_attachment(type(self), plain, plain.__reduce_ex__(self, protocol))
 
-    return [__call__, train, state_dict, __reduce_ex__]
+    def join_hook(self: Any, **kwargs: Any) -> Any:
+        hook = plain.join_hook(self, **kwargs)  # type: ignore[attr-defined]
+        return JoinHook(hook, self, [link.follower.optimizer for link in getattr(self, LINKS)])
+
+    members: list[Callable[..., Any]] = [__call__, train, state_dict, __reduce_ex__]
+    return [*members, join_hook] if hasattr(plain, "join_hook") else members
 
 
 def _without_attachment(own: type, plain: type, reduced: Any) -> Any:
@@ -247,9 +260,33 @@ def change_class(module: nn.Module, is_root: bool) -> None:
     module.__class__ = _attached_class(plain, was_root or is_root)
 
 
-def remove_links(module: nn.Module, follower: Follower) -> None:
+def links_of(module: nn.Module) -> Sequence[Link]:
+    """The links of a module; none if it is not attached."""
+    links: Sequence[Link] = vars(module).get(LINKS, ())
+    return links
+
+
+def make_link(module: nn.Module, follower: Follower, is_root: bool) -> None:
+    """Has a module tell a follower of its calls."""
+    if not any(link.follower is follower for link in links_of(module)):
+        change_class(module, is_root)
+        link = Link(weakref.ref(module), follower, is_root)
+        vars(module)[LINKS] = Links((*links_of(module), link))
+        follower.linked.append(link.module)
+
+
+def remove_links(follower: Follower) -> None:
+    """Has a model follow no more."""
+    for reference in follower.linked:
+        if (module := reference()) is not None:
+            _remove_link(module, follower)
+    follower.linked.clear()
+    follower.clients.followers.discard(follower)
+
+
+def _remove_link(module: nn.Module, follower: Follower) -> None:
     """Has a module follow no more, and takes its class back."""
-    links = [link for link in vars(module).get(LINKS, ()) if link.follower is not follower]
+    links = [link for link in links_of(module) if link.follower is not follower]
     vars(module)[LINKS] = Links(links)
     if not links:
         del vars(module)[LINKS]

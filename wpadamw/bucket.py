@@ -10,6 +10,7 @@ before anything else is done with the bucket: the kernels' own count tells what 
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from wpadamw.checks import Mode
 from wpadamw.flat_state import StateDict
 from wpadamw.rules.rule import Rule, Settings
 from wpadamw.tensors import versions
+
+_LEARNS = operator.attrgetter("requires_grad")
 
 
 class StepCall(NamedTuple):
@@ -67,6 +70,7 @@ class Bucket(BucketState):
             "predicted": [True] * len(params),
         }
         self.held = held
+        self.released: set[int] = set()  # ids of frozen parameters that have lost their predictions
         self.is_after_literal_step = False
         self.begun: _Write | None = None
 
@@ -108,6 +112,7 @@ class Bucket(BucketState):
         def resume() -> None:
             launch(self.ledger.resumed_step(held))
 
+        self.note_updated(has_grad)
         after = self.uniform["predicted" if predict_next else "true"]
         if has_grad is not None:
             pairs = zip(has_grad, self.held, strict=True)
@@ -138,6 +143,31 @@ class Bucket(BucketState):
         if mode == "true":
             self.restore()
         else:
+            self.predict(settings)
+
+    # Frozen parameters.
+
+    def note_updated(self, where: list[bool] | None) -> None:
+        """To be called with updates of parameters (None: all): they will have predictions again."""
+        if self.released:
+            updated = self.params if where is None else itertools.compress(self.params, where)
+            self.released.difference_update(map(id, updated))
+
+    def has_frozen(self) -> bool:
+        """Whether parameters have been frozen since the last look."""
+        if all(map(_LEARNS, self.params)):
+            return False
+        frozen = itertools.filterfalse(_LEARNS, self.params)
+        return not self.released.issuperset(map(id, frozen))
+
+    def release_frozen(self, settings: Settings) -> None:
+        """Gives up the predictions of frozen parameters: these hold their true weights from now."""
+        is_predicted = any(self.held)
+        if is_predicted:
+            self.restore()
+        self.ledger.record_null([not param.requires_grad for param in self.params])
+        self.released = set(map(id, itertools.filterfalse(_LEARNS, self.params)))
+        if is_predicted:
             self.predict(settings)
 
     # Writing.

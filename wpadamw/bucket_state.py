@@ -66,6 +66,7 @@ class BucketState:
         flats = [*self.tensors.state_flat, self.tensors.weight_flat]
         self.flats = [flat for flat in flats if flat is not None]
         self.state_values = flat_state.absorb(params, states, self.tensors, self.ledger)
+        self.ledger.refresh()  # what absorb has shown of it is no write of somebody else's
         # Of the state that parameters got what they hold from; None: of another one.
         self.state_versions: Versions | None = versions(self.flats)
 

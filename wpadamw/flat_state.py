@@ -103,8 +103,8 @@ def absorb(
             tensors.weight[i].copy_(tensors.params[i])
         for name in views[i].keys() & state.keys():
             views[i][name].copy_(state[name])
-        numbers = {"step": ledger.steps[i], "prediction": ledger.predictions[i]}
-        _replace(state, {"step": None, **views[i], **numbers})
+        step, prediction = map(layout.with_own_storage, (ledger.steps[i], ledger.predictions[i]))
+        _replace(state, {"step": step, **views[i], "prediction": prediction})
     return [value for state in states for value in state.values()]
 
 

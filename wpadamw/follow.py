@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from wpadamw.compat import (
     is_in_backward,
     is_in_transform,
 )
+from wpadamw.flat_state import are_same
 from wpadamw.layout import is_dtensor
 from wpadamw.optimizer import WeightPrediction
 
@@ -31,18 +32,30 @@ REPLICA = (
     "nn.DataParallel itself"
 )
 
-# Per optimizer the followers whose forwards are under way. (Not a number: threads may meet.)
-_UNDER_WAY: weakref.WeakKeyDictionary[WeightPrediction, list[Follower]]
-_UNDER_WAY = weakref.WeakKeyDictionary()
-
 
 class Follower:
-    """Takes one optimizer to the mode of one model."""
+    """Takes one optimizer to the mode of one model.
 
-    def __init__(self, model: nn.Module, optimizer: WeightPrediction) -> None:
-        self.model = weakref.ref(model)
-        self.optimizer = optimizer
-        self.under_way = _UNDER_WAY.setdefault(optimizer, [])
+    Args:
+        outer: the module that was attached.
+        optimizer: which follows.
+        link: has a module of the model tell this of its calls.
+    """
+
+    def __init__(
+        self,
+        outer: nn.Module,
+        optimizer: WeightPrediction,
+        link: Callable[[nn.Module, Follower, bool], None],
+    ) -> None:
+        self.outer = weakref.ref(outer)
+        self.model = weakref.ref(_unwrapped(outer))  # whose mode counts
+        self.optimizer, self.link = optimizer, link
+        self.clients = optimizer._clients
+        self.clients.followers.add(self)
+        self.under_way: list[Follower] = self.clients.under_way
+        self.parts: list[weakref.ref[nn.Module]] = []  # of the model at the last look
+        self.linked: list[weakref.ref[nn.Module]] = []
         self.resumed: _Forward | None = None  # whose backward pass is under way
         self.gathered: list[Mode] = []  # the modes at the last forward
 
@@ -53,7 +66,7 @@ class Follower:
         plans = self.optimizer._plans
         if plans.loaded != "no" or plans.is_interrupted:
             return False
-        mode = "predicted" if model.training else "true"
+        mode = "predicted" if model.training and not self.clients.is_held_true else "true"
         for group in self.optimizer.param_groups:  # noqa: SIM110 - a generator costs a microsecond
             if group["weights_are"] != mode:
                 return False
@@ -82,14 +95,19 @@ class Follower:
                 return
         else:
             self.resumed = None
-        model = self.model()
-        if model is not None and not self.is_settled() and self._serves(model):
-            if model.training:
-                self.optimizer.predict()
-            else:
-                self.optimizer.restore()
-        if model is not None and (kind := fsdp_class()) is not None:
-            self._forget_gathered(model, kind)
+        if (model := self.model()) is not None:
+            if not self.is_settled() and self._serves(model):
+                self._move(model.training and not self.clients.is_held_true)
+            elif model.training:
+                self.optimizer._release_frozen()
+            if (kind := fsdp_class()) is not None:
+                self._forget_gathered(model, kind)
+
+    def _move(self, to_predicted: bool) -> None:
+        if to_predicted:
+            self.optimizer.predict()
+        else:
+            self.optimizer.restore()
 
     def _forget_gathered(self, model: nn.Module, kind: type) -> None:
         """Has FSDP gather weights anew: it may hold those of the last forward, in another mode."""
@@ -106,6 +124,23 @@ class Follower:
             return True
         ids = set(map(id, own))
         return any(id(param) in ids for param in model.parameters())
+
+    @disable_dynamo
+    def follow_parts(self) -> None:
+        """Takes in the parts of the model that have come since the last look."""
+        outer, model = self.outer(), self.model()
+        modules = [] if outer is None else list(outer.modules())
+        if not are_same(modules, [part() for part in self.parts]):
+            own = self._own_ids()
+            for module in modules:
+                is_root = module is outer or module is model
+                if is_root or any(id(param) in own for param in module.parameters()):
+                    self.link(module, self, is_root)
+            self.parts = list(map(weakref.ref, modules))
+
+    def _own_ids(self) -> set[int]:
+        groups = self.optimizer.param_groups
+        return {id(param) for group in groups for param in group["params"]}
 
     @disable_dynamo
     def check_replica(self) -> None:
@@ -130,12 +165,15 @@ class _Forward:
     def __init__(self, follower: Follower) -> None:
         self.follower, self.optimizer = follower, follower.optimizer
         self.modes = self.optimizer._modes()
+        model = follower.model()
+        self.in_training = model is None or model.training
         self.plans = self.optimizer._plans
         self.updates = self.plans.updates
         self.is_packed = has_saved_tensor_hooks()
 
     def __call__(self, grads: tuple[Tensor | None, ...]) -> None:
         self.follower.resumed = self
+        self.follower.clients.note_gradients(self.in_training)
         if self._is_outdated():
             # Autograd notices by itself what was not packed, and other outputs may be unaffected.
             if self.is_packed:
@@ -156,6 +194,17 @@ class _Forward:
     def _leave(self, former: list[Mode]) -> None:
         if not self._is_outdated() and self.optimizer._modes() == self.modes:
             self.optimizer._return_to(former)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module in what torch.compile and torch's wrappers made of it.
+
+    That is the one whose mode is set: a wrapper's mode calls go on to it, and not the other way.
+    """
+    inner = dict(model.named_children()).get("_orig_mod")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = model.module
+    return model if inner is None else _unwrapped(inner)
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:

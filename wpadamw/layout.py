@@ -80,7 +80,19 @@ def overlaps(tensor: Tensor) -> bool:
 
 def view_like(flat: Tensor, offset: int, tensor: Tensor) -> Tensor:
     """A view of a flat buffer with the shape and strides of a dense real tensor."""
-    return flat.as_strided(tensor.shape, tensor.stride(), flat.storage_offset() + offset)
+    place = flat.storage_offset() + offset
+    return with_own_storage(flat.as_strided(tensor.shape, tensor.stride(), place))
+
+
+def with_own_storage(view: Tensor) -> Tensor:
+    """Gives a dense view a storage that is its stretch of memory alone.
+
+    Savers write whole storages, or refuse tensors that begin inside of one. The version counter
+    remains that of the tensor below.
+    """
+    begin, size = view.storage_offset(), view.element_size()
+    stretch = view.untyped_storage()[begin * size : (begin + view.numel()) * size]
+    return view.set_(stretch, 0, view.shape, view.stride())
 
 
 def lies_like(a: Tensor, b: Tensor) -> bool:

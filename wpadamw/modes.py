@@ -61,12 +61,20 @@ class Modes(Saving):
     @disable_dynamo
     @contextmanager
     def true_weights(self) -> Iterator[None]:
-        """Run the body with true weights; the former state comes back, also after an error."""
-        modes = self._modes()
-        self.restore()
+        """Run the body with true weights; the former state comes back, also after an error.
+
+        Attached models do not predict inside. As a decorator it has a function run like that, one
+        that reads the parameters to average them for example:
+
+            >>> ema.update = opt.true_weights()(ema.update)
+        """
+        modes, clients = self._modes(), self._clients
+        was_held, clients.is_held_true = clients.is_held_true, True
         try:
+            self.restore()
             yield
         finally:
+            clients.is_held_true = was_held
             self._return_to(modes)
 
     # Groups.
@@ -131,3 +139,6 @@ class Modes(Saving):
         except BaseException:
             self.param_groups.pop()
             raise
+        for follower in list(self._clients.followers):
+            follower.parts.clear()  # which may hold the new parameters
+            follower.follow_parts()

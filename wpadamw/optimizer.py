@@ -133,6 +133,8 @@ class WeightPrediction(Modes):
         """One update of all groups; False if there was nothing to do."""
         check_no_transform("step()")
         check_capture(self.param_groups)
+        if self._clients.needs_look:
+            self._clients.look(self.param_groups)
         standing = () if torch.is_inference_mode_enabled() else self._standing_plans()
         if not standing:
             return self._long_update()
@@ -149,11 +151,13 @@ class WeightPrediction(Modes):
         if not any(grads for step in steps for grads in step.grads):
             return False
         self._write([step.run for step in steps])
+        self._release_frozen()
         return True
 
     def _write(self, runs: list[Callable[[], None]]) -> None:
         """Does the step of each group, after everything has been checked."""
         self._plans.updates += 1
+        self._clients.note_update()
         self._plans.is_interrupted = True
         for run in runs:
             run()

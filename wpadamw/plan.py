@@ -152,6 +152,16 @@ class GroupPlan:
             self.known_settings = self.host_settings()
         return self.known_settings
 
+    def has_frozen(self) -> bool:
+        """Whether parameters have been frozen that may have a prediction."""
+        return any(bucket.has_frozen() for bucket in self.buckets)
+
+    def release_frozen(self) -> None:
+        """Gives up the predictions of frozen parameters: these hold their true weights from now."""
+        for bucket in self.buckets:
+            if bucket.has_frozen():
+                bucket.release_frozen(self.settings())
+
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""
         return [param for param in self.served.pending if param.grad is not None]

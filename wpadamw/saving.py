@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from wpadamw import checkpoint
 from wpadamw.checks import plain_numbers
+from wpadamw.clients import Clients
 from wpadamw.compat import disable_dynamo, outside_inference_mode
 from wpadamw.upkeep import Plans, Upkeep
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 class Saving(Upkeep):
@@ -24,14 +20,14 @@ class Saving(Upkeep):
 
     def __getstate__(self) -> dict[str, Any]:
         self._put_in_order()
-        # Copies: pickling a view writes the whole flat buffer behind it.
-        state = {p: {k: _copied(v) for k, v in entry.items()} for p, entry in self.state.items()}
+        state = {param: dict(entry) for param, entry in self.state.items()}
         own = {"state": defaultdict(dict, state), "_backend": self._backend, "_amp": self._amp}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plans = Plans()
+        self._clients = self.__dict__.get("_clients") or Clients()
         if self._amp:
             self._step_supports_amp_scaling = True
         for group in self.param_groups:
@@ -46,6 +42,7 @@ class Saving(Upkeep):
         As in torch its tensors are the optimizer's own: save or copy them before the next step.
         """
         self._put_in_order()
+        self._clients.check_saving(self.param_groups)
         saved = super().state_dict()
         saved["param_groups"] = list(map(plain_numbers, saved["param_groups"]))
         for group in saved["param_groups"]:

@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from wpadamw import _backends, identify, layout, loading
 from wpadamw.bucket import Bucket
 from wpadamw.checks import Group, Mode, check_mode, check_step
+from wpadamw.clients import Clients
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
     check_no_transform,
@@ -69,7 +70,7 @@ class Upkeep(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: Group, *, amp: bool, backend: str) -> None:
         _backends.check_available(backend)
-        self._plans = Plans()
+        self._plans, self._clients = Plans(), Clients()
         self._backend = backend
         self._amp = amp
         if amp:
@@ -163,10 +164,23 @@ class Upkeep(Optimizer):
         self._plans.is_interrupted = True
         if mode == "predicted":
             group["weights_are"] = mode  # "true" is said only where all parameters are
+            plan.release_frozen()
         for bucket in moving:
             bucket.move(mode, plan.settings())
         group["weights_are"] = mode
         self._plans.is_interrupted = False
+        self._clients.has_shown_true |= mode == "true"
+
+    def _release_frozen(self) -> None:
+        """Gives up the predictions of parameters that have been frozen."""
+        plans = [self._plans.of(group) for group in self.param_groups]
+        frozen = [plan for plan in plans if plan is not None and plan.has_frozen()]
+        if frozen and not is_capturing():
+            self._put_in_order()
+            self._plans.is_interrupted = True
+            for plan in frozen:
+                plan.release_frozen()
+            self._plans.is_interrupted = False
 
     # Weights from outside.
 

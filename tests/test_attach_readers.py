@@ -1,0 +1,292 @@
+"""Whoever reads or adds to an attached model: `true_weights`, parts that come later, statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from attached import Net, attached
+from models import HYPER, backward, equal, held, network, optimizer, randn, train
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+import wpadamw
+
+FORMS = pytest.mark.parametrize("in_step", [True, False], ids=["resident", "literal"])
+
+
+def true(opt, model):
+    return [opt.state[param]["weight"].clone() for param in model.parameters()]
+
+
+# After a mode call.
+
+READERS = {
+    "deepcopy": lambda model: held(copy.deepcopy(model)),
+    "vector": lambda model: parameters_to_vector(model.parameters()).detach(),
+    "named": lambda model: [p.detach().clone() for _, p in model.named_parameters()],
+    "dict": lambda model: list(copy.deepcopy(model.state_dict()).values()),
+    "functional": lambda model: torch.func.functional_call(
+        model, dict(model.named_parameters()), randn(4, 3)
+    ).detach(),
+    "forward": lambda model: model.forward(randn(4, 3)).detach(),
+    "part": lambda model: model.net[0](randn(4, 3)).detach(),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_after_eval_every_reader_reads_true_weights(read, in_step):
+    model, opt, _ = attached(predict_in_step=in_step)
+    plain = Net()
+    plain.load_state_dict(copy.deepcopy(model.state_dict()))
+    model(randn(4, 3, seed=5))
+    plain.norm.load_state_dict(model.norm.state_dict())
+    model(randn(4, 3, seed=6))
+    plain.norm.load_state_dict(model.norm.state_dict())
+    assert opt.weights_are == "true" or model(randn(4, 3)) is not None
+    assert equal(read(model.eval()), read(plain.eval()))
+
+
+# true_weights().
+
+
+@FORMS
+def test_training_forwards_inside_true_weights_stay_there(in_step):
+    model, opt, _ = attached(predict_in_step=in_step)
+    model(randn(4, 3))
+    predicted = held(model)
+    with opt.true_weights(), opt.true_weights():
+        model.train()
+        model(randn(4, 3))
+        model.net[0](randn(4, 3))
+        assert equal(held(model), true(opt, model))
+    assert equal(held(model), predicted)
+    model(randn(4, 3))
+    assert opt.weights_are == "predicted"
+
+
+def test_true_weights_win_until_the_outermost_ends():
+    model, opt, _ = attached()
+    with opt.true_weights():
+        with pytest.raises(ZeroDivisionError), opt.true_weights():
+            raise ZeroDivisionError
+        model(randn(4, 3))
+        assert opt.weights_are == "true"
+    model(randn(4, 3))
+    assert opt.weights_are == "predicted"
+
+
+def test_true_weights_win_after_a_load_inside():
+    model, opt, _ = attached()
+    with opt.true_weights():
+        opt.load_state_dict(opt.state_dict())
+        model(randn(4, 3))
+        assert opt.weights_are == "true"
+
+
+def test_averages_that_are_updated_by_a_decorated_function_are_of_true_weights():
+    model, opt, _ = attached()
+    average = AveragedModel(model)
+    average.update_parameters = opt.true_weights()(average.update_parameters)
+    sums = [torch.zeros_like(param) for param in model.parameters()]
+    for k in range(3):
+        backward(model, k)
+        opt.step()
+        average.update_parameters(model)
+        assert opt.weights_are == "predicted"
+        pairs = zip(sums, true(opt, model), strict=True)
+        sums = [mean + (weight - mean) / (k + 1) for mean, weight in pairs]
+    torch.testing.assert_close(held(average.module), sums)
+
+
+# Batch normalisation.
+
+
+class NormNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
+
+    def forward(self, inputs):
+        return self.norm(self.inner(inputs))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_refreshed_statistics_are_those_of_the_true_weights(training):
+    model, opt, _ = attached(NormNet)
+    loader = [(randn(4, 3, seed=k), None) for k in range(3)]
+    twin = copy.deepcopy(model)
+    update_bn(loader, twin)
+    model.train(training)
+    before = opt.weights_are
+    wpadamw.refresh_batch_norm(model, loader)
+    assert model.training == training and opt.weights_are == before
+    assert equal(model.norm.state_dict(), twin.norm.state_dict())
+
+
+def test_refreshing_a_model_that_is_not_attached_says_what_to_do():
+    model = NormNet()
+    with pytest.raises(ValueError, match=r"model must be attached: call wpadamw\.attach\(model"):
+        wpadamw.refresh_batch_norm(model, [])
+
+
+# Parts that come later.
+
+
+def grown(model, opt, order):
+    head = nn.Linear(2, 2)
+    if order == "group-first":
+        opt.add_param_group({"params": head.parameters()})
+    model.head = head
+    if order == "part-first":
+        opt.add_param_group({"params": head.parameters()})
+    else:
+        model.train()
+    return head
+
+
+@pytest.mark.parametrize("order", ["group-first", "part-first"])
+def test_parts_added_later_follow(order):
+    model, opt, handle = attached(lambda: nn.Sequential(network()))
+    head = grown(model, opt, order)
+    for k in range(2):
+        backward(model, k)
+        opt.step()
+    weight = opt.state[head.weight]["weight"]
+    assert not torch.equal(head.weight, weight)
+    assert torch.equal(head.state_dict()["weight"], weight)
+    head(randn(4, 2))
+    assert not torch.equal(head.weight, weight)
+    assert torch.equal(copy.deepcopy(head).weight, weight)
+    model.eval()
+    head(randn(4, 2))
+    assert torch.equal(head.weight, weight)
+    handle.remove()
+    assert type(head) is nn.Linear
+
+
+# Wrappers.
+
+
+def test_mode_of_the_module_in_a_wrapper_counts():
+    wrapper = nn.DataParallel(network())
+    opt = optimizer(wrapper)
+    wpadamw.attach(wrapper, opt)
+    train(wrapper, opt, range(2))
+    wrapper.module.eval()
+    assert equal(held(wrapper), true(opt, wrapper))
+    wrapper.module(randn(4, 3))
+    assert equal(held(wrapper), true(opt, wrapper))
+    wrapper.train()
+    wrapper(randn(4, 3))
+    assert opt.weights_are == "predicted"
+
+
+def test_attaching_a_wrapper_replaces_what_was_attached_inside():
+    net = network()
+    opt = optimizer(net)
+    wpadamw.attach(net, opt)
+    handle = wpadamw.attach(nn.DataParallel(net), opt)
+    handle.remove()
+    assert type(net) is nn.Sequential
+
+
+# Mistakes.
+
+
+def test_a_model_of_other_parameters_is_refused():
+    with pytest.raises(ValueError, match="model must hold parameters of the optimizer, got one"):
+        wpadamw.attach(network(), optimizer(network()))
+
+
+def test_training_in_eval_mode_is_said_once():
+    model, opt, _ = attached(lambda: nn.Sequential(network()))
+    model.eval()
+    with pytest.warns(UserWarning, match=r"gradients that were computed in eval mode") as caught:
+        for k in range(3):
+            backward(model, k)
+            opt.step()
+    assert len(caught) == 1
+
+
+def test_gradients_in_eval_mode_beside_training_are_no_mistake():
+    model, opt, _ = attached(lambda: nn.Sequential(network()))
+    for k in range(3):
+        inputs = randn(4, 3).requires_grad_()
+        model.eval()
+        torch.autograd.grad(model(inputs).sum(), inputs)  # an attack
+        model.train()
+        backward(model, k)
+        model.eval()(randn(4, 3))
+        opt.step()
+        model.train()
+
+
+def test_training_in_eval_mode_without_prediction_is_no_mistake():
+    model, opt, _ = attached(lambda: nn.Sequential(network()), prediction_steps=0)
+    backward(model.eval(), 0)
+    opt.step()
+
+
+# Frozen parameters.
+
+
+def freeze(layer):
+    return layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("options", [{}, {"backup": False}, {"prediction": "rollout"}])
+@FORMS
+def test_a_frozen_layer_loses_its_prediction_at_the_next_forward(in_step, options):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    opt = wpadamw.WPAdamW(model.parameters(), **HYPER, predict_in_step=in_step, **options)
+    wpadamw.attach(model, opt)
+    for k in range(3):
+        backward(model, k)
+        opt.step()
+    frozen = held(freeze(model[0]))
+    for k in range(3, 6):
+        backward(model, k)
+        if k == 3 and not options:
+            frozen = [opt.state[param]["weight"] for param in model[0].parameters()]
+        elif k == 3:
+            assert in_step != equal(held(model[0]), frozen)
+            frozen = held(model[0])
+        assert equal(held(model[0]), frozen)
+        if not options:
+            assert not torch.equal(model[1].weight, opt.state[model[1].weight]["weight"])
+        opt.step()
+        assert equal(held(model[0]), frozen)
+    model.eval()
+    assert equal(held(model[0]), frozen)
+
+
+def test_a_frozen_layer_loses_its_prediction_without_attach():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    opt = wpadamw.WPAdamW(net.parameters(), **HYPER)
+    train(net, opt, range(3))
+    freeze(net[0])
+    train(net, opt, [3])
+    assert torch.equal(net[0].weight, opt.state[net[0].weight]["weight"])
+    opt.eval()
+    opt.train()
+    assert torch.equal(net[0].weight, opt.state[net[0].weight]["weight"])
+    net[0].requires_grad_(True)
+    train(net, opt, [4])
+    assert not torch.equal(net[0].weight, opt.state[net[0].weight]["weight"])
+
+
+def test_a_frozen_layer_of_old_gradients_follows_torch_and_has_no_prediction_in_forwards():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    opt = wpadamw.WPAdamW(net.parameters(), **HYPER)
+    wpadamw.attach(net, opt)
+    backward(net, 0)
+    freeze(net[0])
+    for _ in range(2):
+        opt.step()  # its gradient is still there
+        net(randn(4, 3))
+        assert torch.equal(net[0].weight, opt.state[net[0].weight]["weight"])
+    assert opt.state[net[0].weight]["step"] == 2
