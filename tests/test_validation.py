@@ -124,11 +124,17 @@ def test_params_of_other_dtypes_are_refused(dtype):
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["plain", "named"])
-def test_duplicates_within_a_group_are_refused(named):
-    param = parameter(3)
+def test_duplicates_within_a_group_are_updated_once_and_said(named):
+    param, twin = parameter(3), parameter(3)
     params = [("a", param), ("b", param)] if named else [param, param]
-    with pytest.raises(ValueError, match="a parameter group with duplicate parameters"):
-        wpadamw.WPAdamW(params)
+    with pytest.warns(UserWarning, match="a parameter group with duplicate parameters"):
+        opt = wpadamw.WPAdamW(params)
+    single = wpadamw.WPAdamW([twin])
+    for each, own in ((param, opt), (twin, single)):
+        each.grad = torch.ones(3)
+        own.step()
+    assert torch.equal(param, twin)
+    assert opt.param_groups[0].get("param_names") == (["a"] if named else None)
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
+from wpadamw.compat import warn_caller
 from wpadamw.rules.rule import MAX_ROLLOUT, Rule
 
 Group = dict[str, Any]
@@ -215,14 +216,18 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
 }
 
 
-def check_unique(params: list[Any]) -> None:
-    """Raises ValueError for a parameter that is listed twice, alone or as (name, parameter)."""
-    tensors = [item[1] if isinstance(item, tuple) else item for item in params]
-    if len(set(map(id, tensors))) != len(tensors):
-        raise ValueError(
-            "optimizer contains a parameter group with duplicate parameters: params has "
-            f"{len(tensors)} entries, {len(set(map(id, tensors)))} of them distinct"
+def unique(params: list[Any]) -> list[Any]:
+    """Parameters, alone or as (name, parameter), each at its first place; warns as torch does."""
+    distinct: dict[int, Any] = {}
+    for item in params:
+        distinct.setdefault(id(item[1] if isinstance(item, tuple) else item), item)
+    if len(distinct) != len(params):
+        warn_caller(
+            "optimizer contains a parameter group with duplicate parameters, each of which will be "
+            f"updated once in a step: params has {len(params)} entries, {len(distinct)} of them "
+            "distinct"
         )
+    return list(distinct.values())
 
 
 def check_dtype(param: Tensor) -> None:

@@ -14,9 +14,9 @@ from wpadamw.checks import (
     check_dtype,
     check_known,
     check_recoverable,
-    check_unique,
     drop_implied,
     plain_numbers,
+    unique,
 )
 from wpadamw.compat import disable_dynamo
 from wpadamw.saving import Saving
@@ -126,8 +126,7 @@ class Modes(Saving):
         mode = self.weights_are if self.param_groups else "true"
         group = plain_numbers({"weights_are": mode, **param_group})
         if not isinstance(group["params"], (Tensor, set, dict)):
-            group["params"] = list(group["params"])
-            check_unique(group["params"])
+            group["params"] = unique(list(group["params"]))
         drop_implied(group, self.defaults, self.original)
         check_known(group, self.defaults, type(self).__name__)
         super().add_param_group(group)
