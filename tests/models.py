@@ -121,6 +121,9 @@ def _sqrt(x):
     return torch.from_numpy(np.sqrt(x.flatten().numpy())).reshape(x.shape)
 
 
+NOTHING = (0.0,) * 5 + (None,)
+
+
 class Reference:
     """The algorithm for one parameter, written out in the dtype of the state."""
 
@@ -133,12 +136,13 @@ class Reference:
         )
         self.count = 0
         self.made = None  # the hyper-parameters of the last prediction
+        self.set_aside = None  # those, while the parameter is frozen
 
     def update(self, grad, group):
         (beta1, beta2), lr = group["betas"], float(group["lr"])
         grad = grad.to(self.weight.dtype) * (-1.0 if group["maximize"] else 1.0)
         self.count += 1
-        self.made = None
+        self.made = self.set_aside = None
         self.exp_avg = self.exp_avg + (grad - self.exp_avg) * (1.0 - beta1)
         self.exp_avg_sq = self.exp_avg_sq * beta2 + (grad * grad) * (1.0 - beta2)
         self.max_exp_avg_sq = torch.maximum(self.max_exp_avg_sq, self.exp_avg_sq)
@@ -170,8 +174,11 @@ class Reference:
         """Take values from outside as the true weights; a prediction of them moves nothing."""
         self.weight = values.detach().to(self.weight.dtype, copy=True).contiguous()
         if mode == "predicted":
-            self.forget_prediction()
+            self.made, self.set_aside = NOTHING, None
 
-    def forget_prediction(self):
-        """Until the next update the prediction is the true weights."""
-        self.made = (0.0,) * 5 + (None,)
+    def follow_freezing(self, is_frozen):
+        """A frozen parameter's prediction is its true weights."""
+        if is_frozen and self.set_aside is None:
+            self.made, self.set_aside = NOTHING, (self.made,)
+        elif not is_frozen and self.set_aside is not None:
+            (self.made,), self.set_aside = self.set_aside, None

@@ -290,3 +290,24 @@ def test_a_frozen_layer_of_old_gradients_follows_torch_and_has_no_prediction_in_
         net(randn(4, 3))
         assert torch.equal(net[0].weight, opt.state[net[0].weight]["weight"])
     assert opt.state[net[0].weight]["step"] == 2
+
+
+@FORMS
+def test_a_prediction_comes_back_when_a_part_is_trained_again(in_step):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    opt = wpadamw.WPAdamW(net.parameters(), **HYPER, predict_in_step=in_step)
+    wpadamw.attach(net, opt)
+    for k in range(3):
+        backward(net, k)
+        opt.step()
+    net(randn(4, 3))
+    predicted = held(net)
+    freeze(net[0])
+    with torch.no_grad():
+        net(randn(4, 3))  # as with peft's adapters, disabled for a moment
+    assert equal(held(net), predicted)
+    net(randn(4, 3))  # as with two parts in turns
+    assert equal(held(net[0]), true(opt, net[0]))
+    net[0].requires_grad_(True)
+    net(randn(4, 3))
+    assert equal(held(net), predicted)

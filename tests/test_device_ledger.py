@@ -376,3 +376,19 @@ def test_scalars_rounded_to_float32_are_those_of_the_host(backend, case):
     held = rows.scalars[num_counts + 1 :, len(rule.Step._fields) :]
     assert torch.equal(held, torch.tensor(looks, dtype=torch.float64))
     assert rows.index[1].tolist() == [-1, *range(num_counts + 1, 2 * num_counts)]
+
+
+def test_frozen_parameters_hold_true_weights_until_they_are_trained_again(backend):
+    params = random_parameters(NUMELS, torch.float32)
+    opt = WPAdamW(params, lr=0.1, capturable=True, backend=backend)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.ones_like(param) if param.requires_grad else None
+        opt.step()
+        params[0].requires_grad_(False)
+    weight = opt.state[params[0]]["weight"]
+    assert torch.equal(params[0], weight)
+    params[0].requires_grad_(True)
+    opt.eval()
+    opt.train()
+    assert not torch.equal(params[0], weight)

@@ -85,13 +85,13 @@ class OptimizerLife(RuleBasedStateMachine):
     def switch_to(self, mode):
         for group, former, param, reference in self.members():
             if former != mode == "predicted":
+                self.follow_freezing(param, reference)
                 reference.predicted(group)
-                self.release(param, reference)
         self.modes = [mode] * len(self.modes)
 
-    def release(self, param, reference):
-        if not param.requires_grad and reference.count:
-            reference.forget_prediction()
+    def follow_freezing(self, param, reference):
+        if reference.count:
+            reference.follow_freezing(not param.requires_grad)
 
     @rule(pattern=st.integers(0, 2**8 - 1), seed=SEEDS)
     def step(self, pattern, seed):
@@ -108,7 +108,7 @@ class OptimizerLife(RuleBasedStateMachine):
                 reference.update(param.grad, group)
             if is_next and (param.grad is not None or former == "true"):
                 reference.predicted(group)
-            self.release(param, reference)
+            self.follow_freezing(param, reference)
         self.modes = [
             "predicted" if group["predict_in_step"] else "true" for group in self.opt.param_groups
         ]
@@ -130,7 +130,7 @@ class OptimizerLife(RuleBasedStateMachine):
                 assert equal(param.detach(), reference.true())
         for _, mode, param, reference in self.members():
             if mode == "predicted":
-                self.release(param, reference)
+                self.follow_freezing(param, reference)
 
     @rule(options=OPTIONS, which=st.integers(0, 5))
     def change_options(self, options, which):
@@ -163,6 +163,12 @@ class OptimizerLife(RuleBasedStateMachine):
     def copy_everything(self):
         self.params, self.opt = copy.deepcopy((self.params, self.opt))
         self.opt.state_dict()
+        self.forget_aside()
+
+    def forget_aside(self):
+        """A new optimizer knows what is saved."""
+        for reference in self.references:
+            reference.set_aside = None
 
     @rule(into_new=st.booleans())
     def go_through_a_checkpoint(self, into_new):
@@ -174,6 +180,7 @@ class OptimizerLife(RuleBasedStateMachine):
             sizes = [len(group["params"]) for group in self.opt.param_groups]
             self.opt = self.make(sizes, [{}] * len(sizes))
         self.opt.load_state_dict(saved)
+        self.forget_aside()
 
     @invariant()
     def holds_what_the_algorithm_says(self):

@@ -35,13 +35,9 @@ def whole(tensor):
 def contents(net, opt):
     """Everything of a training, whole; the model at its true weights."""
     net.eval()
-    own = [[p, *opt.state[p].values()] for p in net.parameters()]
+    own = [value for p in net.parameters() for value in (p, *opt.state[p].values())]
     net.train()
-    return [[whole(value).detach().clone() for value in values] for values in own]
-
-
-def same(a, b):
-    return all(map(torch.equal, sum(a, []), sum(b, [])))
+    return [whole(value).detach().clone() for value in own]
 
 
 def check_saves(kind, folder, load_from=None):
@@ -76,7 +72,8 @@ def load(net, opt, folder):
 def check_loads(kind, folder):
     net, opt = made(kind, seed=1)
     load(net, opt, folder)
-    assert same(contents(net, opt), torch.load(f"{folder}/expected.pt"))
+    expected = torch.load(f"{folder}/expected.pt")
+    assert all(map(torch.equal, contents(net, opt), expected))
     train(net, opt, [5])
     assert opt.weights_are == "predicted"
 

@@ -70,7 +70,7 @@ class Bucket(BucketState):
             "predicted": [True] * len(params),
         }
         self.held = held
-        self.released: set[int] = set()  # ids of frozen parameters that have lost their predictions
+        self.set_aside: dict[int, Tensor] = {}  # records of frozen parameters, by id
         self.is_after_literal_step = False
         self.begun: _Write | None = None
 
@@ -112,7 +112,7 @@ class Bucket(BucketState):
         def resume() -> None:
             launch(self.ledger.resumed_step(held))
 
-        self.note_updated(has_grad)
+        self.forget_aside(has_grad)
         after = self.uniform["predicted" if predict_next else "true"]
         if has_grad is not None:
             pairs = zip(has_grad, self.held, strict=True)
@@ -147,28 +147,37 @@ class Bucket(BucketState):
 
     # Frozen parameters.
 
-    def note_updated(self, where: list[bool] | None) -> None:
-        """To be called with updates of parameters (None: all): they will have predictions again."""
-        if self.released:
-            updated = self.params if where is None else itertools.compress(self.params, where)
-            self.released.difference_update(map(id, updated))
-
-    def has_frozen(self) -> bool:
-        """Whether parameters have been frozen since the last look."""
+    def is_frozen_anew(self) -> bool:
+        """Whether other parameters are frozen than at the last look."""
         if all(map(_LEARNS, self.params)):
-            return False
-        frozen = itertools.filterfalse(_LEARNS, self.params)
-        return not self.released.issuperset(map(id, frozen))
+            return bool(self.set_aside)
+        return self._frozen() != self.set_aside.keys()
 
-    def release_frozen(self, settings: Settings) -> None:
-        """Gives up the predictions of frozen parameters: these hold their true weights from now."""
-        is_predicted = any(self.held)
+    def _frozen(self) -> set[int]:
+        return set(map(id, itertools.filterfalse(_LEARNS, self.params)))
+
+    def follow_freezing(self, settings: Settings) -> None:
+        """Has frozen parameters hold true weights, until they are trained again."""
+        is_predicted, frozen, set_aside = any(self.held), self._frozen(), dict(self.set_aside)
         if is_predicted:
             self.restore()
-        self.ledger.record_null([not param.requires_grad for param in self.params])
-        self.released = set(map(id, itertools.filterfalse(_LEARNS, self.params)))
+        for param, record in zip(self.params, self.ledger.predictions, strict=True):
+            if id(param) in frozen:
+                set_aside.setdefault(id(param), record.clone())
+            elif id(param) in set_aside:
+                record.copy_(set_aside.pop(id(param)))
+        self.ledger.refresh()
+        self.ledger.record_null([id(param) in frozen for param in self.params])
+        self.set_aside = set_aside
         if is_predicted:
             self.predict(settings)
+
+    def forget_aside(self, where: list[bool] | None) -> None:
+        """To be called with updates (None: of all): what was set aside is of former weights."""
+        if self.set_aside:
+            updated = self.params if where is None else itertools.compress(self.params, where)
+            for param in updated:
+                self.set_aside.pop(id(param), None)
 
     # Writing.
 

@@ -98,8 +98,8 @@ class Follower:
         if (model := self.model()) is not None:
             if not self.is_settled() and self._serves(model):
                 self._move(model.training and not self.clients.is_held_true)
-            elif model.training:
-                self.optimizer._release_frozen()
+            elif model.training and torch.is_grad_enabled():  # else nothing is trained here
+                self.optimizer._follow_freezing()
             if (kind := fsdp_class()) is not None:
                 self._forget_gathered(model, kind)
 

@@ -107,6 +107,7 @@ def settle(
     if mode == "predicted":
         bucket.ledger.record_missing(settings)
         bucket.ledger.record_null(foreign)
+        bucket.forget_aside(foreign)
     bucket.finish_write([i in found for i in _all(bucket)])
     astray = any(not kind.is_foreign and not kind.holds(mode) for kind in found.values())
     # What went through another dtype has been rounded there.

@@ -151,7 +151,7 @@ class WeightPrediction(Modes):
         if not any(grads for step in steps for grads in step.grads):
             return False
         self._write([step.run for step in steps])
-        self._release_frozen()
+        self._follow_freezing()
         return True
 
     def _write(self, runs: list[Callable[[], None]]) -> None:

@@ -152,15 +152,15 @@ class GroupPlan:
             self.known_settings = self.host_settings()
         return self.known_settings
 
-    def has_frozen(self) -> bool:
-        """Whether parameters have been frozen that may have a prediction."""
-        return any(bucket.has_frozen() for bucket in self.buckets)
+    def is_frozen_anew(self) -> bool:
+        """Whether other parameters are frozen than at the last look."""
+        return any(bucket.is_frozen_anew() for bucket in self.buckets)
 
-    def release_frozen(self) -> None:
-        """Gives up the predictions of frozen parameters: these hold their true weights from now."""
+    def follow_freezing(self) -> None:
+        """Has frozen parameters hold true weights, until they are trained again."""
         for bucket in self.buckets:
-            if bucket.has_frozen():
-                bucket.release_frozen(self.settings())
+            if bucket.is_frozen_anew():
+                bucket.follow_freezing(self.settings())
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""

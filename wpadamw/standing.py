@@ -61,7 +61,7 @@ class Standing:
         # An interrupt may come after any line: the call is the last thing that is done.
         self.ledger.forget()
         self.bucket.is_after_literal_step = not predict_next
-        self.bucket.note_updated(None)
+        self.bucket.forget_aside(None)
         clear_autocast_cache()
         self.in_c.step(
             self.operations[predict_next],

@@ -164,23 +164,29 @@ class Upkeep(Optimizer):
         self._plans.is_interrupted = True
         if mode == "predicted":
             group["weights_are"] = mode  # "true" is said only where all parameters are
-            plan.release_frozen()
+            if not is_capturing():
+                plan.follow_freezing()
         for bucket in moving:
             bucket.move(mode, plan.settings())
         group["weights_are"] = mode
         self._plans.is_interrupted = False
         self._clients.has_shown_true |= mode == "true"
 
-    def _release_frozen(self) -> None:
-        """Gives up the predictions of parameters that have been frozen."""
+    def _follow_freezing(self) -> None:
+        """Has frozen parameters hold true weights, until they are trained again."""
         plans = [self._plans.of(group) for group in self.param_groups]
-        frozen = [plan for plan in plans if plan is not None and plan.has_frozen()]
-        if frozen and not is_capturing():
-            self._put_in_order()
-            self._plans.is_interrupted = True
-            for plan in frozen:
-                plan.release_frozen()
-            self._plans.is_interrupted = False
+        changed = [plan for plan in plans if plan is not None and plan.is_frozen_anew()]
+        if changed and not is_capturing():
+            self._change_freezing(changed)
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def _change_freezing(self, plans: list[GroupPlan]) -> None:
+        self._put_in_order()
+        self._plans.is_interrupted = True
+        for plan in plans:
+            plan.follow_freezing()
+        self._plans.is_interrupted = False
 
     # Weights from outside.
 
