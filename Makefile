@@ -4,11 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_CLIENTS := $(VENV)/.installed-clients
 INSTALLED_BENCH := $(VENV)/.installed-bench
 TORCH := torch==2.13.0
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: train test lint bench study versions gpu clean
+.PHONY: train test clients lint bench study versions gpu clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m wpadamw train $(ARGS)
@@ -18,6 +19,11 @@ train: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive WPADAMW_EXPECT_BACKENDS=cpp,torch \
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The real trainers; `test` has those of them that are small.
+clients: $(INSTALLED_CLIENTS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive WPADAMW_CLIENTS=all \
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/clients $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -49,6 +55,10 @@ $(INSTALLED): $(SOURCES)
 
 $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN)/pip install --quiet --no-compile $(TORCH) --editable '.[bench]'
+	touch $@
+
+$(INSTALLED_CLIENTS): $(INSTALLED)
+	$(BIN)/pip install --quiet --no-compile $(TORCH) --editable '.[clients]'
 	touch $@
 
 clean:
