@@ -113,7 +113,10 @@ AVERAGES = {
     "swa-multi": ({"multi_avg_fn": get_swa_multi_avg_fn()}, None),
     "ema": ({"avg_fn": get_ema_avg_fn(DECAY)}, DECAY),
     "ema-multi": ({"multi_avg_fn": get_ema_multi_avg_fn(DECAY)}, DECAY),
-    "ema-multi-buffers": ({"multi_avg_fn": get_ema_multi_avg_fn(DECAY), "use_buffers": True}, DECAY),
+    "ema-multi-buffers": (
+        {"multi_avg_fn": get_ema_multi_avg_fn(DECAY), "use_buffers": True},
+        DECAY,
+    ),
 }
 
 
