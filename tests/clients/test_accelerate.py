@@ -325,7 +325,7 @@ def test_without_attach_the_model_file_holds_predicted_weights(tmp_path):
 
 def test_error_in_the_middle_leaves_a_run_that_can_be_saved_and_resumed(tmp_path):
     run = prepared(steps=3)
-    acc, model, opt, _ = run
+    acc, model, _, _ = run
 
     def fail(*_):
         raise KeyboardInterrupt

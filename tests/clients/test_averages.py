@@ -1,4 +1,4 @@
-"""Averages of weights: torch's own helpers, and what is written by hand. They average true weights."""
+"""Averages of true weights: by torch's own helpers, and written by hand."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def test_evaluating_at_the_average_by_swapping_weights_leaves_the_training_alone
 
 
 def test_error_in_the_update_brings_the_predictions_back():
-    model, opt = started(3)
+    _, opt = started(3)
     before = snapshot(opt)
 
     @opt.true_weights()
