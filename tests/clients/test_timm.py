@@ -70,7 +70,7 @@ class Run:
     def step(self):
         self.opt.zero_grad()
         self.forward(self.epoch).backward()
-        if self.opt.state:
+        if self.opt.state and self.opt.param_groups[0]["backup"]:
             assert not equal(SEEN[id(self.model)][-1], self.true())
         self.opt.step()
 
@@ -388,3 +388,15 @@ def test_average_resumes_with_the_same_bits(tmp_path):
     resumed.schedule.step(resumed.epoch)
     resumed.train(3)
     assert equal(resumed.ema.state_dict(), started(6).ema.state_dict())
+
+
+def test_without_a_copy_of_the_true_weights_saving_needs_the_context(tmp_path):
+    """The saver packs the optimizer first, and its mode has to tell what the model file holds."""
+    first = Run(3, saves=tmp_path, backup=False)
+    with first.opt.true_weights():
+        first.saver.save_checkpoint(epoch=2)
+    resumed = Run(seed=1, backup=False)
+    resume_checkpoint(resumed.model, tmp_path / "last.pth.tar", resumed.opt)
+    assert resumed.opt.weights_are == "true"
+    first.opt.restore()
+    assert equal(snapshot(resumed.opt)["weights"], snapshot(first.opt)["weights"])
