@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from models import equal, held, network, optimizer, randn, snapshot
+from processes import free_port, needs_gloo
 from test_averages import Recorder, evaluate, outcome, true
-from test_dtensor import free_port
 from torch import multiprocessing, nn
 
 import wpadamw
@@ -316,7 +316,7 @@ def test_resume_with_a_schedule_that_is_registered_for_checkpoints(tmp_path):
 def test_without_attach_the_model_file_holds_predicted_weights(tmp_path):
     """What the recipe is for. The optimizer's file has the true ones all the same."""
     acc, model, opt, _ = prepared(attach=None, steps=3)
-    with pytest.warns(UserWarning, match="true weights"):
+    with pytest.warns(UserWarning, match="hold predicted weights"):
         acc.save_state(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     names = [name for name, _ in model.named_parameters()]
@@ -369,7 +369,7 @@ def in_process(rank, port, path):
         AcceleratorState._reset_state(False)
     dist.barrier()
     dist.destroy_process_group()
-    os._exit(0)  # as in test_dtensor
+    os._exit(0)  # as in processes.py
 
 
 def train_rank(run, rank, k):
@@ -452,6 +452,6 @@ def local(tensor):
     return tensor.to_local().detach().clone()
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
+@needs_gloo
 def test_two_processes(tmp_path):
     multiprocessing.spawn(in_process, args=(str(free_port()), str(tmp_path)), nprocs=2)

@@ -298,12 +298,23 @@ def test_averages_made_in_training_begin_with_true_weights_and_are_plain(make):
     ema = make(run.model)
     dtype = next(ema.parameters()).dtype
     assert equal(held(ema), [weight.to(dtype) for weight in run.true()])
+    run.opt.predict()
     ema.train()
     ema(randn(4, 3, 32, 32, dtype=dtype))
     ema.eval()
     ema.state_dict()
     assert run.opt.weights_are == "predicted"
     assert type(ema.module) is type(network())
+
+
+def test_lookahead_around_an_optimizer_that_timm_did_not_create_is_refused_at_the_first_step():
+    model = network()
+    opt = timm.optim.Lookahead(wpadamw.WPAdamW(model.parameters(), lr=0.1))
+    model(randn(4, 3, 32, 32)).square().mean().backward()
+    before = held(model)
+    with pytest.raises(RuntimeError, match="Lookahead keeps weights of its own"):
+        opt.step()
+    assert equal(held(model), before)
 
 
 def test_averages_are_set_to_true_weights():
