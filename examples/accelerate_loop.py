@@ -46,7 +46,7 @@ def evaluate():
 
 with tempfile.TemporaryDirectory() as folder:
     train()
-    print(f"weights are {opt.weights_are}, loss {evaluate():.4f}, weights are {opt.weights_are}")
+    print(f"loss {evaluate():.4f} at weights that are {opt.weights_are}")
     accelerator.save_state(folder)  # in any mode
     train()
     loss = evaluate()

@@ -10,9 +10,11 @@ import tempfile
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
+from diffusers.utils import logging
 
 import wpadamw
 
+logging.disable_progress_bar()
 torch.manual_seed(0)
 model = UNet2DModel(
     sample_size=8,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models import resume_checkpoint
+from timm.models import load_checkpoint, resume_checkpoint
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import CheckpointSaver, ModelEmaV3
@@ -21,8 +21,9 @@ register()  # "wpadamw", "wpsgd", ... in timm's registry
 
 EPOCHS = 3
 torch.manual_seed(0)
-images = torch.randn(4, 16, 3, 32, 32)
-labels = images.mean(dim=(3, 4)).argmax(dim=2)  # which channel is brightest
+labels = torch.randint(3, (8, 16))
+images = torch.randn(8, 16, 3, 32, 32)
+images += 2 * torch.nn.functional.one_hot(labels)[..., None, None]  # one channel is brighter
 
 
 def create():
@@ -65,9 +66,14 @@ with tempfile.TemporaryDirectory() as folder:
     print(f"accuracy {accuracy(model):.3f}, of the average {accuracy(ema.module):.3f}")
 
     resumed, resumed_opt, resumed_schedule, resumed_ema = others = create()
-    epoch = resume_checkpoint(resumed, str(Path(folder) / "last.pth.tar"), resumed_opt)
+    path = str(Path(folder) / "last.pth.tar")
+    epoch = resume_checkpoint(resumed, path, resumed_opt)
+    load_checkpoint(resumed_ema.module, path, use_ema=True)
     resumed_schedule.step(epoch)
     train(*others, range(epoch, EPOCHS))
-    resumed.eval(), model.eval()
-    pairs = zip(resumed.parameters(), model.parameters(), strict=True)
-    print("resumed with the same bits:", all(torch.equal(p, q) for p, q in pairs))
+    is_same = accuracy(resumed) == accuracy(model) and all(
+        torch.equal(a, b)
+        for pair in [(resumed, model), (resumed_ema, ema)]
+        for a, b in zip(*(part.state_dict().values() for part in pair), strict=True)
+    )
+    print("resumed with the same bits:", is_same)

@@ -306,6 +306,25 @@ def test_hand_written_average_of_the_whole_loop():
     assert equal(outcome(opt), without(6))
 
 
+@FORMS
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_average_over_the_weights_that_the_optimizer_keeps_moves_nothing(in_step, mode):
+    model, opt = started(predict_in_step=in_step)
+    average, expected = held(model), held(model)
+    for k in range(6):
+        train(model, opt, k)
+        if mode == "eval":
+            evaluate(model)
+        before = held(model)
+        for e, p in zip(average, model.parameters(), strict=True):
+            e.lerp_(opt.state[p]["weight"], 1 - DECAY)
+        assert equal(held(model), before)
+        with opt.true_weights():
+            expected = lerped(expected, held(model))
+    assert equal(average, expected)
+    assert equal(outcome(opt), without(6, predict_in_step=in_step))
+
+
 def test_average_over_state_dicts_needs_no_recipe():
     model, opt = started()
     average = {name: value.clone() for name, value in model.state_dict().items()}
