@@ -1,6 +1,6 @@
 """A loop of accelerate: prepared optimizer, accumulation, clipping, mixed precision, checkpoints.
 
-Attach before `prepare`: what `unwrap_model` returns under DDP then decides the weights, too.
+The loop is as always; `attach` may come before `prepare` or after it.
 """
 
 import tempfile

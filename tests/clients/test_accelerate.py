@@ -392,12 +392,12 @@ def check_ranks_stay_equal(attach, rank, path):
             acc.wait_for_everyone()
             acc.load_state(path)
         if k == 3 and rank == 0:  # one rank alone evaluates
-            alone = acc.unwrap_model(model) if attach == "before" else model
-            alone.eval()
+            unwrapped = acc.unwrap_model(model)
+            unwrapped.eval()
             assert opt.weights_are == "true"
-            acc.unwrap_model(model)(batch(0)[0])
+            unwrapped(batch(0)[0])
             assert opt.weights_are == "true"
-            alone.train()
+            unwrapped.train()
     opt.predict()
     for tensor in [*held(model), *true(opt, model)]:
         others = acc.gather(tensor[None].contiguous())
