@@ -1,0 +1,1 @@
+"""Callbacks and helpers for training frameworks; each module imports its own."""
