@@ -7,7 +7,18 @@ import copy
 import pytest
 import torch
 from attached import Net, attached
-from models import HYPER, backward, equal, held, network, optimizer, randn, train
+from models import (
+    HYPER,
+    backward,
+    equal,
+    held,
+    network,
+    optimizer,
+    randn,
+    snapshot,
+    through_file,
+    train,
+)
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -311,3 +322,24 @@ def test_a_prediction_comes_back_when_a_part_is_trained_again(in_step):
     net[0].requires_grad_(True)
     net(randn(4, 3))
     assert equal(held(net), predicted)
+
+
+@pytest.mark.parametrize("options", [{}, {"backup": False}], ids=["backup", "no-backup"])
+@pytest.mark.parametrize("order", [("model", "opt"), ("opt", "model")], ids="-then-".join)
+def test_files_of_model_and_optimizer_are_of_one_mode_in_any_order(order, options):
+    net = network()
+    opt = optimizer(net, **options)
+    wpadamw.attach(net, opt)
+    train(net, opt, range(3))
+    parts = {"model": net, "opt": opt}
+    saved = {name: through_file(parts[name].state_dict()) for name in order}
+    twin = network(seed=1)
+    twin_opt = optimizer(twin, **options)
+    wpadamw.attach(twin, twin_opt)
+    twin.load_state_dict(saved["model"])
+    twin_opt.load_state_dict(saved["opt"])
+    for each, own in ((net, opt), (twin, twin_opt)):
+        backward(each, 3)
+        own.step()
+        each.eval()
+    assert equal(snapshot(opt), snapshot(twin_opt))

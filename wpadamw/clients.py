@@ -8,6 +8,7 @@ save without a word what the parameters hold.
 from __future__ import annotations
 
 import operator
+import sys
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -132,6 +133,14 @@ class Clients:
         if text not in self._said:
             self._said.add(text)
             warn_caller(text)
+
+
+def answer_through_accelerate() -> None:
+    """Has what accelerate makes of an optimizer answer to the optimizer's names."""
+    if "accelerate.optimizer" in sys.modules:
+        from wpadamw.integrations.accelerate import forward_names
+
+        forward_names()
 
 
 def _predict(groups: Sequence[Group]) -> bool:

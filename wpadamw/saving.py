@@ -10,7 +10,7 @@ import torch
 
 from wpadamw import checkpoint
 from wpadamw.checks import plain_numbers
-from wpadamw.clients import Clients
+from wpadamw.clients import Clients, answer_through_accelerate
 from wpadamw.compat import disable_dynamo, outside_inference_mode
 from wpadamw.upkeep import Plans, Upkeep
 
@@ -39,10 +39,15 @@ class Saving(Upkeep):
     def state_dict(self) -> dict[str, Any]:
         """The state as plain tensors and numbers, loadable with ``weights_only=True``.
 
-        As in torch its tensors are the optimizer's own: save or copy them before the next step.
+        As in torch its tensors are the optimizer's own: save or copy them before the next step. The
+        parameters of attached models go to their true weights, as by the model's ``state_dict``:
+        files that are written together are of one mode, whichever comes first.
         """
         self._put_in_order()
         self._clients.check_saving(self.param_groups)
+        answer_through_accelerate()  # which asks for it when it prepares an optimizer
+        if self._clients.followers and not self._clients.under_way:
+            self._return_to(["true"] * len(self.param_groups))
         saved = super().state_dict()
         saved["param_groups"] = list(map(plain_numbers, saved["param_groups"]))
         for group in saved["param_groups"]:

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from wpadamw import _backends, identify, layout, loading
 from wpadamw.bucket import Bucket
 from wpadamw.checks import Group, Mode, check_mode, check_step
-from wpadamw.clients import Clients
+from wpadamw.clients import Clients, answer_through_accelerate
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
     check_no_transform,
@@ -76,6 +76,7 @@ class Upkeep(Optimizer):
         if amp:
             self._step_supports_amp_scaling = True
         super().__init__(params, defaults)
+        answer_through_accelerate()
 
     # What a subclass says.
 

@@ -63,7 +63,9 @@ def train(engine, steps, dtype=torch.float32):
 def test_prediction_is_refused_at_the_first_step_at_the_latest(stage, dtype):
     model = network()
     opt = wpadamw.WPAdamW(model.parameters(), lr=0.1)
-    with pytest.raises(RuntimeError, match=r"DeepSpeed's .* weights of its own .*prediction_steps=0"):
+    with pytest.raises(
+        RuntimeError, match=r"DeepSpeed's .* weights of its own .*prediction_steps=0"
+    ):
         train(engine_of(model, opt, stage, dtype), [0], dtype)
 
 
