@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HAS_LARGE, LARGE
+from programs import HAS_LARGE, LARGE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 # As `python example.py` does, but for torchvision where torch has no CUDA.
