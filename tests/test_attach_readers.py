@@ -98,16 +98,20 @@ def test_true_weights_win_after_a_load_inside():
         assert opt.weights_are == "true"
 
 
-def test_averages_that_are_updated_by_a_decorated_function_are_of_true_weights():
+@pytest.mark.parametrize("decorated", [True, False])
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_averages_of_torch_are_of_true_weights(use_buffers, decorated):
     model, opt, _ = attached()
-    average = AveragedModel(model)
-    average.update_parameters = opt.true_weights()(average.update_parameters)
+    average = AveragedModel(model, use_buffers=use_buffers)
+    if decorated:
+        average.update_parameters = opt.true_weights()(average.update_parameters)
     sums = [torch.zeros_like(param) for param in model.parameters()]
     for k in range(3):
         backward(model, k)
         opt.step()
-        average.update_parameters(model)
         assert opt.weights_are == "predicted"
+        average.update_parameters(model)
+        assert opt.weights_are == ("predicted" if decorated else "true")
         pairs = zip(sums, true(opt, model), strict=True)
         sums = [mean + (weight - mean) / (k + 1) for mean, weight in pairs]
     torch.testing.assert_close(held(average.module), sums)

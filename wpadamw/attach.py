@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from wpadamw.attached_class import links_of, make_link, remove_links
+from wpadamw.attached_class import make_link, remove_links
 from wpadamw.clients import REFUSED
 from wpadamw.follow import Follower
 from wpadamw.layout import is_dtensor
+from wpadamw.links import links_of
 from wpadamw.optimizer import WeightPrediction
 
 

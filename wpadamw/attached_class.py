@@ -10,50 +10,24 @@ from __future__ import annotations
 import copyreg
 import functools
 import inspect
+import sys
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from types import FunctionType
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 from torch import fx, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn.utils import parametrize
 
+from wpadamw.clients import is_averager
 from wpadamw.compat import disable_dynamo, run_outside_graphs
 from wpadamw.follow import Follower
 from wpadamw.join import JoinHook
+from wpadamw.links import LINKS, Link, Links, links_of
 
-LINKS = "_wpadamw_links"
 # Of such a subclass: the class below it, and whether it is one for whole models.
 KEY = "_wpadamw_key"
-
-
-class Link(NamedTuple):
-    """That a module is part of an attached model."""
-
-    module: weakref.ref[nn.Module]
-    follower: Follower
-    is_root: bool
-
-    def is_of(self, module: nn.Module) -> bool:
-        """False in what shares the module's attributes, like a replica of nn.DataParallel."""
-        return self.module() is module
-
-
-class Links(tuple[Link, ...]):
-    """The links of a module; copies of it are empty."""
-
-    def __init__(self, links: Iterable[Link]) -> None:
-        # While this is not empty calls are parts of a forward and need not be looked at.
-        self.forwards: Sequence[Follower] = ()
-        self.has_entered = (
-            False  # the call that has come to __call__ is about to come to _call_impl
-        )
-        if len(self) == 1 and not self[0].is_root:
-            self.forwards = self[0].follower.under_way
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return tuple, ()
 
 
 # What an attached module does in a call.
@@ -130,6 +104,11 @@ def _restore(module: Any) -> None:
             link.follower.optimizer.restore()
 
 
+def _restore_between_forwards(module: Any) -> None:
+    if not any(link.follower.under_way for link in getattr(module, LINKS)):
+        _restore(module)
+
+
 # The class of an attached module.
 
 
@@ -183,16 +162,26 @@ def _members(plain: type[nn.Module]) -> list[Callable[..., Any]]:
         _restore(self)
         return plain.state_dict(self, *args, **kwargs)
 
+    def parameters(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_dynamo_compiling() and is_averager(sys._getframe(1)):
+            _restore_between_forwards(self)
+        return plain.parameters(self, *args, **kwargs)
+
+    def named_parameters(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_dynamo_compiling() and is_averager(sys._getframe(1)):
+            _restore_between_forwards(self)
+        return plain.named_parameters(self, *args, **kwargs)
+
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        if not any(link.follower.under_way for link in getattr(self, LINKS)):
-            _restore(self)
+        _restore_between_forwards(self)
         return _without_attachment(type(self), plain, plain.__reduce_ex__(self, protocol))
 
     def join_hook(self: Any, **kwargs: Any) -> Any:
         hook = plain.join_hook(self, **kwargs)  # type: ignore[attr-defined]
         return JoinHook(hook, self, [link.follower.optimizer for link in getattr(self, LINKS)])
 
-    members: list[Callable[..., Any]] = [__call__, train, state_dict, __reduce_ex__]
+    readers = [state_dict, parameters, named_parameters, __reduce_ex__]
+    members: list[Callable[..., Any]] = [__call__, train, *readers]
     return [*members, join_hook] if hasattr(plain, "join_hook") else members
 
 
@@ -258,12 +247,6 @@ def change_class(module: nn.Module, is_root: bool) -> None:
     if own is plain and issubclass(own, _Quiet):
         return  # others have changed the class of an attached module
     module.__class__ = _attached_class(plain, was_root or is_root)
-
-
-def links_of(module: nn.Module) -> Sequence[Link]:
-    """The links of a module; none if it is not attached."""
-    links: Sequence[Link] = vars(module).get(LINKS, ())
-    return links
 
 
 def make_link(module: nn.Module, follower: Follower, is_root: bool) -> None:

@@ -12,6 +12,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NamedTuple
 
 from wpadamw.checks import Group
@@ -80,6 +81,17 @@ _TRAINERS = {
 }
 
 
+# Modules that read parameters to average them.
+_AVERAGERS = {
+    "ema_pytorch.ema_pytorch",
+    "lightning.pytorch.callbacks.stochastic_weight_avg",
+    "pytorch_lightning.callbacks.stochastic_weight_avg",
+    "timm.utils.model_ema",
+    "torch.optim.swa_utils",
+    "torch_ema.ema",
+}
+
+
 class Clients:
     """Who uses an optimizer. Unlike its plans this outlives a load; never saved."""
 
@@ -133,6 +145,11 @@ class Clients:
         if text not in self._said:
             self._said.add(text)
             warn_caller(text)
+
+
+def is_averager(frame: FrameType) -> bool:
+    """Whether code averages weights."""
+    return frame.f_globals.get("__name__") in _AVERAGERS
 
 
 def answer_through_accelerate() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,10 @@ from programs import HAS_LARGE, LARGE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 # As `python example.py` does, but for torchvision where torch has no CUDA.
-RUN = """
-import runpy, sys
-sys.path.insert(0, {tests!r})
-import torchvision_operators
-torchvision_operators.declare()
-runpy.run_path({path!r}, run_name="__main__")
-"""
+RUN = (
+    "import runpy, sys, torchvision_operators as operators; operators.declare();"
+    "runpy.run_path(sys.argv[1], run_name='__main__')"
+)
 
 
 def imported(path):
@@ -39,9 +37,12 @@ def examples():
 
 @pytest.mark.parametrize("path", examples(), ids=lambda path: path.stem)
 def test_example_runs_and_hears_no_warning_of_ours(path, tmp_path):
-    program = RUN.format(tests=str(Path(__file__).parent), path=str(path))
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", RUN, str(path)]
+    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    own = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    result = subprocess.run(
+        command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout
     assert "wpadamw" not in result.stderr
