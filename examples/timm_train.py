@@ -1,7 +1,6 @@
 """A training as timm's train.py has it: optimizer by name, schedule, average, checkpoints, resume.
 
-What is new beside AdamW: `register()`, `attach`, and the line that lets an average which reads
-parameters see true weights.
+What is new beside AdamW: `register()` and `attach`.
 """
 
 import tempfile
@@ -30,10 +29,9 @@ def create():
     """A model, its optimizer, schedule and average."""
     model = timm.create_model("test_resnet", num_classes=3)
     opt = create_optimizer_v2(model, "wpadamw", lr=3e-3, weight_decay=0.05, layer_decay=0.8)
-    wpadamw.attach(model, opt)  # evaluation and checkpoints see the true weights
+    wpadamw.attach(model, opt)  # evaluation, checkpoints and averages see the true weights
     schedule, _ = create_scheduler_v2(opt, sched="cosine", num_epochs=EPOCHS, warmup_epochs=1)
     ema = ModelEmaV3(model, decay=0.95, use_warmup=True, exclude_buffers=True)
-    ema.update = opt.true_weights()(ema.update)  # and so does the average
     return model, opt, schedule, ema
 
 

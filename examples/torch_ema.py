@@ -1,7 +1,7 @@
 """torch's averages of weights, SWA and EMA: they average true weights, not predicted ones.
 
-The update of an average reads the parameters right after a step, when they hold predicted weights.
-So it runs inside `opt.true_weights()`, as a `with` statement or as a decorator.
+`AveragedModel` is known: it reads the true weights of an attached model. An average of your own
+reads what the parameters hold: update it inside `opt.true_weights()`, a context or a decorator.
 """
 
 import torch
@@ -27,7 +27,7 @@ by_hand = [param.detach().clone() for param in model.parameters()]
 
 @opt.true_weights()
 def update_averages():
-    """All averages of a step together: the weights move once."""
+    """The averages of a step together: the weights move once."""
     ema.update_parameters(model)
     for average, param in zip(by_hand, model.parameters(), strict=True):
         average.lerp_(param.detach(), 0.02)
@@ -41,13 +41,11 @@ for epoch in range(4):
         opt.zero_grad()
         update_averages()
     if epoch > 1:
-        with opt.true_weights():
-            swa.update_parameters(model)
+        swa.update_parameters(model)  # one that is known
     schedule.step()
 
 update_bn(inputs, swa)  # a plain copy: nothing to consider
-with opt.true_weights():
-    update_bn(inputs, model)  # the statistics of the true weights
+wpadamw.refresh_batch_norm(model, inputs)  # the statistics of the true weights
 
 with torch.no_grad():
     for name, trained in [("model", model), ("swa", swa), ("ema", ema)]:

@@ -22,6 +22,10 @@ from wpadamw.ledger import no_rows
 Cast = tuple[torch.dtype, torch.dtype]
 
 
+# Elements with which a CPU works before it has to read them from memory again.
+_IN_CACHE = 2**18
+
+
 class _Piece(NamedTuple):
     """Elements [begin, end) of a parameter, in memory order."""
 
@@ -58,8 +62,11 @@ def differing(
     """Which of a bucket's parameters do not hold their true weights, or predictions by ``rows``."""
     found: set[int] = set()
     params = params or bucket.tensors.params
-    for pieces in _windows(bucket, indices):
-        expected = _written(bucket, pieces, rows, cast)
+    needed = sum(padded(bucket.tensors.params[i].numel()) for i in indices)
+    capacity = min(_capacity(bucket), needed)
+    buffer = torch.empty(capacity, dtype=cast[1], device=bucket.tensors.params[0].device)
+    for pieces in _windows(bucket, indices, capacity):
+        expected = _written(bucket, pieces, rows, cast, buffer)
         for piece, values in zip(pieces, expected, strict=True):
             held = _memory(params[piece.param])[piece.begin : piece.end]
             if piece.param not in found and not _same(held, values.to(held)):
@@ -67,9 +74,9 @@ def differing(
     return found
 
 
-def _windows(bucket: Bucket, indices: list[int]) -> Iterator[list[_Piece]]:
+def _windows(bucket: Bucket, indices: list[int], capacity: int) -> Iterator[list[_Piece]]:
     """All elements of some parameters, as many at a time as the buffer takes."""
-    room = capacity = _capacity(bucket)
+    room = capacity
     window: list[_Piece] = []
     for i in indices:
         begin, numel = 0, bucket.tensors.params[i].numel()
@@ -88,13 +95,18 @@ def _windows(bucket: Bucket, indices: list[int]) -> Iterator[list[_Piece]]:
 def _capacity(bucket: Bucket) -> int:
     """Elements of the buffer: no matter beside the parameters, and enough for few rounds."""
     flat = bucket.tensors.state_flat[0]
-    least, rounds = (2**22, 32) if layout.host_must_not_wait(flat.device) else (2**14, 128)
-    return max(least, flat.numel() // rounds // PADDING * PADDING)
+    if layout.host_must_not_wait(flat.device):
+        return max(2**22, flat.numel() // 32 // PADDING * PADDING)
+    return min(max(2**14, flat.numel() // 16 // PADDING * PADDING), _IN_CACHE)
 
 
-def _written(bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast) -> list[Tensor]:
+def _written(
+    bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast, buffer: Tensor
+) -> list[Tensor]:
     """What the kernels write to the pieces."""
-    tensors = _tensors(bucket, pieces, cast)
+    tensors = _tensors(bucket, pieces, cast, buffer)
+    if rows is None and tensors.weight and cast[0] == cast[1]:
+        return tensors.weight  # which would be copied as they are
     kernels = bucket.backend.Kernels(tensors)
     if rows is None:
         kernels.restore(no_rows(bucket.rule, tensors.num_looks))
@@ -103,10 +115,9 @@ def _written(bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast
     return tensors.params
 
 
-def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast) -> BucketTensors:
+def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast, buffer: Tensor) -> BucketTensors:
     """The state of the pieces, with a buffer in the place of the parameters."""
-    computed, held = cast
-    source = bucket.tensors
+    computed, source = cast[0], bucket.tensors
     assert source.weight_flat is not None
     numels = [piece.end - piece.begin for piece in pieces]
     first = source.offsets[pieces[0].param] + pieces[0].begin
@@ -114,11 +125,10 @@ def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast) -> BucketTensors:
     starts = [source.offsets[piece.param] + piece.begin - first for piece in pieces]
     flat = [f[first:last].to(computed) for f in (source.weight_flat, *source.state_flat)]
     places = [0, *itertools.accumulate(map(padded, numels))]
-    buffer = torch.empty(places.pop(), dtype=held, device=flat[0].device)
     pairs = list(zip(starts, numels, strict=True))
     return BucketTensors(
         rule=source.rule,
-        params=[buffer[p : p + n] for p, n in zip(places, numels, strict=True)],
+        params=[buffer[p : p + n] for p, n in zip(places, numels, strict=False)],
         offsets=starts,
         weight_flat=flat[0],
         state_flat=flat[1:],
@@ -134,4 +144,14 @@ def _memory(dense: Tensor) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    a_words, b_words = _words(a), _words(b)
+    if a_words is not None and b_words is not None and torch.equal(a_words, b_words):
+        return True
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _words(values: Tensor) -> Tensor | None:
+    """The bits of numbers in words, which compare in half the time; None if there is a rest."""
+    size = values.element_size()
+    is_whole = values.numel() * size % 8 == values.storage_offset() * size % 8 == 0
+    return values.view(torch.int64) if is_whole else None

@@ -102,7 +102,11 @@ def by_decorator(opt, update):
     return opt.true_weights()(update)
 
 
-RECIPES = pytest.mark.parametrize("recipe", [by_context, by_decorator])
+def by_itself(opt, update):
+    return update  # AveragedModel is known: an attached model goes to its true weights
+
+
+RECIPES = pytest.mark.parametrize("recipe", [by_itself, by_context, by_decorator])
 FORMS = pytest.mark.parametrize("in_step", [True, False], ids=["resident", "literal"])
 
 
@@ -142,15 +146,6 @@ def test_averaged_model_is_that_of_true_weights(name, recipe, in_step):
     assert equal(list(averaged.buffers()), list(reference.buffers()))
     assert equal(outcome(opt), without(7, predict_in_step=in_step))
     assert not any("wpadamw" in type(module).__module__ for module in averaged.modules())
-
-
-def test_averaged_model_without_the_recipe_is_that_of_predicted_weights():
-    model, opt = started(2)
-    averaged = AveragedModel(model)
-    train(model, opt, 2)
-    averaged.update_parameters(model)
-    assert equal(held(averaged), held(model))
-    assert not equal(held(averaged), true(opt, model))
 
 
 def test_literal_form_needs_no_recipe():

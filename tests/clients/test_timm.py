@@ -218,28 +218,15 @@ def v3(**options):
     return lambda model: ModelEmaV3(model, decay=0.75, **options)
 
 
-READ_STATE_DICTS = {
+AVERAGES = {
     "v2": v2,
     "v3": v3(),
     "v3-warmup": v3(use_warmup=True, update_after_step=1),
     "v3-one-by-one": v3(foreach=False, device=torch.device("cpu")),
-}
-READ_PARAMETERS = {
     "v3-no-buffers": v3(exclude_buffers=True),
     "v3-no-buffers-warmup": v3(exclude_buffers=True, use_warmup=True),
     "v3-no-buffers-one-by-one": v3(exclude_buffers=True, foreach=False),
 }
-
-
-def with_recipe(make):
-    """The recipe, for what timm's own loop calls."""
-
-    def made(run):
-        ema = make(run.model)
-        ema.update = run.opt.true_weights()(ema.update)
-        return ema
-
-    return made
 
 
 def check_average(run, make):
@@ -257,26 +244,11 @@ def check_average(run, make):
     assert equal(list(run.ema.buffers()), list(reference.buffers()))
 
 
-@pytest.mark.parametrize("name", READ_STATE_DICTS)
-def test_averages_over_state_dicts_are_those_of_true_weights(name):
-    run = Run(ema=READ_STATE_DICTS[name])
-    check_average(run, READ_STATE_DICTS[name])
+@pytest.mark.parametrize("name", AVERAGES)
+def test_averages_are_those_of_true_weights(name):
+    run = Run(ema=AVERAGES[name])
+    check_average(run, AVERAGES[name])
     assert equal(run.outcome(), Run(5).outcome())
-
-
-@pytest.mark.parametrize("name", READ_PARAMETERS)
-def test_averages_over_parameters_are_those_of_true_weights_with_the_recipe(name):
-    make = READ_PARAMETERS[name]
-    run = Run()
-    run.ema = with_recipe(make)(run)
-    check_average(run, make)
-    assert equal(run.outcome(), Run(5).outcome())
-
-
-def test_average_over_parameters_without_the_recipe_is_one_of_predicted_weights():
-    run = Run(ema=v3(exclude_buffers=True))
-    with pytest.raises(AssertionError):
-        check_average(run, v3(exclude_buffers=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": torch.float32}, {"foreach": False}])
@@ -284,7 +256,7 @@ def test_average_over_parameters_without_the_recipe_is_one_of_predicted_weights(
 def test_averages_of_bfloat16_models_round_true_weights(options, exclude_buffers):
     make = v3(exclude_buffers=exclude_buffers, **options)
     run = Run(dtype=torch.bfloat16)
-    run.ema = with_recipe(make)(run)
+    run.ema = make(run.model)
     check_average(run, make)
 
 
@@ -324,7 +296,7 @@ def test_averages_are_set_to_true_weights():
 
 def test_average_is_evaluated_in_the_middle_of_the_training():
     run = Run()
-    run.ema = with_recipe(v3(exclude_buffers=True))(run)
+    run.ema = v3(exclude_buffers=True)(run.model)
     for _ in range(4):
         run.train(1)
         average = held(run.ema)
@@ -382,7 +354,7 @@ def test_average_resumes_with_the_same_bits(tmp_path):
 
     def started(steps, **options):
         run = Run(**options)
-        run.ema = with_recipe(make)(run)
+        run.ema = make(run.model)
         if run.saver:
             run.saver.model_ema = run.ema
         run.train(steps)
@@ -398,13 +370,12 @@ def test_average_resumes_with_the_same_bits(tmp_path):
     assert equal(resumed.ema.state_dict(), started(6).ema.state_dict())
 
 
-def test_without_a_copy_of_the_true_weights_saving_needs_the_context(tmp_path):
+def test_without_a_copy_of_the_true_weights_files_are_of_one_mode(tmp_path):
     """The saver packs the optimizer first, and its mode has to tell what the model file holds."""
     first = Run(3, saves=tmp_path, backup=False)
-    with first.opt.true_weights():
-        first.saver.save_checkpoint(epoch=2)
-        weights = held(first.model)
+    first.saver.save_checkpoint(epoch=2)
+    weights = held(first.model)
     resumed = Run(seed=1, backup=False)
     resume_checkpoint(resumed.model, tmp_path / "last.pth.tar", resumed.opt)
-    assert resumed.opt.weights_are == "true"
+    assert first.opt.weights_are == resumed.opt.weights_are == "true"
     assert equal(held(resumed.model), weights)
