@@ -331,3 +331,13 @@ def test_documents_show_the_committed_results():
     command = [sys.executable, "-m", "wpadamw.bench.report", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_summary_shows_machines_on_which_all_of_it_was_measured():
+    rows = dict.fromkeys([registry.FUSED, registry.FUSED_BF16], timed(100.0, 0.9))
+    ours = dict.fromkeys([registry.OURS, registry.OURS_WITHOUT_BACKUP], timed(90.0, 0.9))
+    table = {"title": "", "rows": {**rows, **ours}}
+    tables = {"large_fp32": table, "large_bf16": table}
+    lines = speed_tables.summary([MEASURED, {**GPU_MEASURED, "tables": tables}]).splitlines()
+    assert lines[0] == "| step with prediction | Example G |"
+    assert [line.rsplit("|", 2)[1].strip() for line in lines[2:]] == ["0.900", "0.900", "**0.900**"]

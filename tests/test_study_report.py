@@ -118,6 +118,9 @@ def test_sentences_name_who_is_better_worse_and_neither(results):
     assert better == "- **Better than AdamW**: on gpt s = 1, s = 3."
     assert worse == "- **Worse than AdamW**: on gpt s = 2."
     assert neither.endswith("that the seeds can tell: on gpt NAdamW.")
+    better, worse, neither = study_comparisons.prediction([results]).splitlines()
+    assert better.endswith(": on gpt s = 1.") and worse.endswith(": on gpt s = 2.")
+    assert neither.endswith(": none.")
 
 
 def test_one_task_on_two_machines_is_two_columns(results):

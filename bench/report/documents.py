@@ -56,12 +56,14 @@ class Plot(NamedTuple):
 MEASURED, TRAINED, STUDIED = ("cpu.json", "cuda.json"), ("train.json",), ("study.json",)
 TESTED, PROFILED, CURVED = ("versions.json",), ("gpu.json",), ("curvature.json",)
 TABLES = {
+    "speed-summary": Table(speed_tables.summary, MEASURED),
     "speed": Table(speed_tables.speed, MEASURED),
     "full": Table(speed_tables.full, MEASURED),
     "memory": Table(speed_tables.memory, MEASURED),
     "kernels": Table(gpu_tables.kernels, PROFILED),
     "training": Table(training, TRAINED),
     "study": Table(study_comparisons.summary, STUDIED),
+    "study-prediction": Table(study_comparisons.prediction, STUDIED),
     "study-verdicts": Table(study_comparisons.sentences, STUDIED),
     "study-complete": Table(study_comparisons.complete, STUDIED),
     "study-rules": Table(study_comparisons.rules, STUDIED),

@@ -45,6 +45,7 @@ def _over(time_ms: float | None, reference_ms: float | None) -> float | None:
     return None if time_ms is None or reference_ms is None else time_ms / reference_ms
 
 
+SUMMARY = 3  # figures on large parameters
 REACHES = {"≤": operator.le, "<": operator.lt, "≥": operator.ge}
 
 # fmt: off
@@ -111,6 +112,17 @@ def speed(all_results: Sequence[Results]) -> str:
     ]
     note = "Ratios of times, below 1 where the step is faster. Bold: the target is missed."
     return "\n\n".join([markdown(head, rows), note, *map(caption, all_results)])
+
+
+def summary(all_results: Sequence[Results]) -> str:
+    """The first figures, of the machines on which they were all measured."""
+    columns = {
+        machine(results["facts"]): [figure.measured(results) for figure in FIGURES[:SUMMARY]]
+        for results in all_results
+    }
+    known = {name: column for name, column in columns.items() if NOT_MEASURED not in column}
+    rows = zip([figure.name for figure in FIGURES[:SUMMARY]], *known.values(), strict=True)
+    return markdown(["step with prediction", *known], [list(row) for row in rows])
 
 
 def _columns(all_results: Sequence[Results], default: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .markup import Results, markdown
 from .study_results import Column, columns, device, optimizers
@@ -130,7 +130,12 @@ def caption(results: Results) -> str:
     )
 
 
-def sentences(all_results: Sequence[Results]) -> str:
+def prediction(all_results: Sequence[Results]) -> str:
+    """The same sentences for prediction by one and two steps alone."""
+    return sentences(all_results, only={USUAL, f"{PREDICTING}2"})
+
+
+def sentences(all_results: Sequence[Results], only: Collection[str] | None = None) -> str:
     """Where prediction wins, loses and does nothing, of the short list."""
     found = with_reference(all_results, only_short=True)
     reference = all_results[0]["reference"]
@@ -139,13 +144,15 @@ def sentences(all_results: Sequence[Results]) -> str:
         WORSE: f"**Worse than {reference}**",
         UNDECIDED: "**No difference** that the seeds can tell",
     }
-    return "\n".join(f"- {head}: {_who(found, verdict)}." for verdict, head in heads.items())
+    return "\n".join(f"- {head}: {_who(found, verdict, only)}." for verdict, head in heads.items())
 
 
-def _who(found: Comparisons, verdict: str) -> str:
+def _who(found: Comparisons, verdict: str, only: Collection[str] | None) -> str:
     """The rows with a verdict, task by task."""
     where = {
-        column.label: [short(row) for row in found.rows(column, verdict)]
+        column.label: [
+            short(row) for row in found.rows(column, verdict) if only is None or row in only
+        ]
         for column in found.columns
     }
     named = [f"on {label} {', '.join(rows)}" for label, rows in where.items() if rows]
