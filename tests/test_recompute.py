@@ -286,3 +286,57 @@ def test_mode_calls_without_attach_go_around_the_backward_pass():
     opt.eval()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# Optimizers that step inside the backward pass.
+
+
+class Layers(nn.Module):
+    def __init__(self, use_reentrant=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.use_reentrant = use_reentrant
+
+    def forward(self, inputs):
+        for layer in self.layers:
+            if self.use_reentrant is None:
+                inputs = layer(inputs).tanh()
+            else:
+                inputs = checkpoint(layer, inputs, use_reentrant=self.use_reentrant).tanh()
+        return inputs
+
+
+def step_in_backward(model):
+    """An optimizer per parameter, each of which steps as soon as its gradient is there."""
+
+    def hook(param):
+        optimizers[param].step()
+        optimizers[param].zero_grad()
+
+    optimizers = {p: wpadamw.WPAdamW([p], lr=0.05) for p in model.parameters()}
+    for param, optimizer in optimizers.items():
+        param.register_post_accumulate_grad_hook(hook)
+        wpadamw.attach(model, optimizer)
+    return lambda: None
+
+
+def step_afterwards(model):
+    optimizer = wpadamw.WPAdamW(model.parameters(), lr=0.05)
+    wpadamw.attach(model, optimizer)
+    return lambda: (optimizer.step(), optimizer.zero_grad())
+
+
+@pytest.mark.parametrize("use_reentrant", [None, False, True], ids=["plain", "new", "reentrant"])
+def test_steps_inside_the_backward_pass_lead_to_the_same_bits(use_reentrant):
+    found = []
+    for prepare in (step_afterwards, step_in_backward):
+        model = Layers(use_reentrant)
+        step = prepare(model)
+        for k in range(4):
+            inputs = randn(4, 6, seed=k).requires_grad_()
+            model.train()(inputs).square().sum().backward()
+            step()
+            model.eval()(inputs)
+        found.append(held(model))
+    assert equal(*found)
