@@ -273,14 +273,22 @@ PLANS = {
     "best": {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "best"},
     "early stop": {"eval_strategy": "steps", "eval_steps": 2},
     "one checkpoint": {"eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1},
+    "halt": {"eval_strategy": "steps", "eval_steps": 4, "save_steps": 4},
 }
+
+
+class Halt(TrainerCallback):
+    """Ends the training after an update that nobody evaluates."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == 6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("plan", PLANS)
 def test_best_model_stays_and_training_goes_on_from_it(tmp_path, plan, dtype):
     watch = Watch()
-    early = [EarlyStoppingCallback(early_stopping_patience=2)] if plan == "early stop" else []
+    early = {"early stop": [EarlyStoppingCallback(2)], "halt": [Halt()]}.get(plan, [])
     trainer = trainer_of(
         tmp_path, language_model(dtype=dtype), [watch, *early], **BEST, **PLANS[plan]
     )
@@ -288,6 +296,7 @@ def test_best_model_stays_and_training_goes_on_from_it(tmp_path, plan, dtype):
     best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
     parameters = dict(trainer.model.named_parameters())
     assert trainer.state.best_global_step < trainer.state.global_step
+    assert optimizer_of(trainer).weights_are == "true"
     losses = [trainer.evaluate()["eval_loss"]]
     trainer.predict(DATA[:4])
     trainer.save_model(str(tmp_path / "saved"))
@@ -301,6 +310,16 @@ def test_best_model_stays_and_training_goes_on_from_it(tmp_path, plan, dtype):
     watch.training.clear()
     trainer.train()
     assert watch.training and not any(watch.training)
+
+
+def test_best_model_that_is_the_last_one_keeps_its_master_weights(tmp_path):
+    plain = trainer_of(tmp_path, language_model(dtype=torch.bfloat16), **EVALUATING)
+    options = {**EVALUATING, **BEST, "greater_is_better": False, "save_steps": 3}
+    best = trainer_of(tmp_path, language_model(dtype=torch.bfloat16), **options)
+    for trainer in (plain, best):
+        trainer.train()
+    assert best.state.best_global_step == best.state.global_step
+    assert same(plain, best)
 
 
 def test_training_twice_goes_on(tmp_path):
