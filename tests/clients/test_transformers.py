@@ -92,7 +92,7 @@ def check_saved(folder, model, optimizer):
 WAY = {"optimizer_cls_and_kwargs": (wpadamw.WPAdamW, {"lr": 0.02})}
 
 
-def trainer_of(folder, model=None, callbacks=(), way=WAY, **options):
+def trainer_of(folder, model=None, callbacks=(), way=WAY, is_attached=True, **options):
     own = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
     quiet = {"report_to": [], "disable_tqdm": True, "logging_steps": 100, "use_cpu": True}
     args = {"per_device_train_batch_size": 2, **own, **quiet, **options}
@@ -101,7 +101,7 @@ def trainer_of(folder, model=None, callbacks=(), way=WAY, **options):
         TrainingArguments(str(folder), **args),
         train_dataset=DATA,
         eval_dataset=DATA[:4],
-        callbacks=[WeightPredictionCallback(), *callbacks],
+        callbacks=[*([WeightPredictionCallback()] if is_attached else []), *callbacks],
         **way,
     )
 
@@ -425,5 +425,11 @@ def test_other_optimizers_are_refused(tmp_path):
     model = language_model()
     opt = torch.optim.AdamW(model.parameters())
     trainer = trainer_of(tmp_path, model, way={"optimizers": (opt, None)})
-    with pytest.raises(TypeError, match="optimizer must be one of wpadamw's, got AdamW"):
+    with pytest.raises(TypeError, match="optimizer must be one of wpadamw's"):
+        trainer.train()
+
+
+def test_training_without_the_callback_warns_and_names_it(tmp_path):
+    trainer = trainer_of(tmp_path, is_attached=False)
+    with pytest.warns(UserWarning, match="callbacks=.wpadamw.integrations.transformers.WeightPred"):
         trainer.train()
