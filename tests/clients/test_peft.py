@@ -134,10 +134,11 @@ def test_adapter_is_saved_and_merged_true_in_the_middle(tmp_path):
     assert not any(watch.training)
 
 
-def test_best_adapter_stays(tmp_path):
+def test_best_adapter_stays_and_training_goes_on_from_it(tmp_path):
     best = {"load_best_model_at_end": True, "greater_is_better": True, **EVALUATING}
     options = {**best, "metric_for_best_model": "loss", "save_steps": 3}
-    trainer = trainer_of(tmp_path, adapted_model(), **options)
+    watch = Watch(check_adapter)
+    trainer = trainer_of(tmp_path, adapted_model(), [watch], **options)
     trainer.train()
     assert trainer.state.best_global_step < trainer.state.global_step
     assert trainer.evaluate()["eval_loss"] == trainer.state.best_metric
@@ -146,7 +147,8 @@ def test_best_adapter_stays(tmp_path):
     first, second = (load_file(f"{folder}/adapter_model.safetensors") for folder in files)
     assert first.keys() == second.keys()
     assert equal(list(first.values()), [second[name] for name in first])
-    optimizer_of(trainer).state_dict()
+    trainer.train()
+    assert not any(watch.training)
 
 
 def test_second_adapter_is_trained_and_the_first_stays_true(tmp_path):
