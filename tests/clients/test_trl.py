@@ -88,7 +88,9 @@ def test_fine_tuning_follows_and_resumes_with_the_same_bits(tmp_path, options):
 
 
 def preferences(folder, model, callbacks=(), lora=None, reference=None, predicts=True, **options):
-    columns = {"prompt": TEXTS, "chosen": TEXTS[1:] + TEXTS[:1], "rejected": TEXTS[2:] + TEXTS[:2]}
+    answers = [f" {text}" for text in TEXTS]
+    kinds = {"chosen": answers[1:] + answers[:1], "rejected": answers[2:] + answers[:2]}
+    columns = {"prompt": TEXTS, **kinds}
     data = datasets.Dataset.from_dict(columns)
     trainer = trl.DPOTrainer(
         model,
