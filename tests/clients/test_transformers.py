@@ -154,6 +154,18 @@ def test_checkpoint_without_the_optimizer_continues_from_true_weights(tmp_path):
     check_saved(tmp_path / "checkpoint-12", resumed.model, optimizer_of(resumed))
 
 
+def test_weights_that_a_trained_optimizer_does_not_know_are_taken_with_a_warning(tmp_path):
+    watch = Watch()
+    trainer = trainer_of(tmp_path, callbacks=[watch], save_only_model=True)
+    trainer.train()
+    watch.training.clear()
+    with pytest.warns(UserWarning, match="written to from outside"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert len(watch.training) == 8
+    assert not any(watch.training[1:])
+    assert holds_true(trainer.model, optimizer_of(trainer))
+
+
 BEST = {"load_best_model_at_end": True, "greater_is_better": True, "metric_for_best_model": "loss"}
 PLANS = {
     "epoch": {"eval_strategy": "epoch", "save_strategy": "epoch"},
