@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
 
 import pytest
 import torch
-import torchvision_operators
 
 import wpadamw
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
-torchvision_operators.declare()  # it is imported with any model
 pytest.importorskip("transformers")
 
 from safetensors.torch import load_file  # noqa: E402

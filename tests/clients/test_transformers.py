@@ -28,10 +28,16 @@ from transformers import (
     EarlyStoppingCallback,
     LlamaForCausalLM,
     TrainerCallback,
+    TrainingArguments,
     get_linear_schedule_with_warmup,
 )
 
 import wpadamw
+
+
+# The argument's name in present releases, and in older ones.
+NAMES = ("activation_checkpointing", "gradient_checkpointing")
+RECOMPUTING = next(name for name in NAMES if hasattr(TrainingArguments, name))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +46,7 @@ import wpadamw
         {},
         {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "save_steps": 1},
         {"bf16": True},
-        {"activation_checkpointing": True},
+        {RECOMPUTING: True},
         {"torch_compile": True, "torch_compile_backend": "eager"},
     ],
     ids=lambda options: "-".join(options) or "plain",
