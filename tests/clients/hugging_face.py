@@ -11,8 +11,8 @@ import wpadamw
 
 pytest.importorskip("transformers")
 
-from safetensors.torch import load_file  # noqa: E402
-from transformers import (  # noqa: E402
+from safetensors.torch import load_file
+from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -21,7 +21,7 @@ from transformers import (  # noqa: E402
     set_seed,
 )
 
-from wpadamw.integrations.transformers import WeightPredictionCallback  # noqa: E402
+from wpadamw.integrations.transformers import WeightPredictionCallback
 
 TOKENS = torch.randint(0, 16, (12, 8), generator=torch.Generator().manual_seed(0))
 DATA = [{"input_ids": row, "labels": row} for row in TOKENS]

@@ -34,7 +34,6 @@ from transformers import (
 
 import wpadamw
 
-
 # The argument's name in present releases, and in older ones.
 NAMES = ("activation_checkpointing", "gradient_checkpointing")
 RECOMPUTING = next(name for name in NAMES if hasattr(TrainingArguments, name))
