@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from wpadamw.attached_class import make_link, remove_links
@@ -82,7 +83,7 @@ def _own_optimizer(optimizer: Any) -> WeightPrediction:
     inner = getattr(optimizer, "optimizer", optimizer)
     if isinstance(inner, WeightPrediction):
         return inner
-    found = type(optimizer).__name__
+    found = type(inner if isinstance(inner, Optimizer) else optimizer).__name__
     if isinstance(getattr(optimizer, "optim", None), WeightPrediction):
         raise TypeError(REFUSED.format(name=found, instead="torch.distributed.fsdp.fully_shard"))
     raise TypeError(f"optimizer must be one of wpadamw's, got {found}")

@@ -89,6 +89,7 @@ _AVERAGERS = {
     "timm.utils.model_ema",
     "torch.optim.swa_utils",
     "torch_ema.ema",
+    "trl.trainer.callbacks",
 }
 
 

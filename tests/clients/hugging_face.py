@@ -6,11 +6,6 @@ import gc
 
 import pytest
 import torch
-
-import wpadamw
-
-pytest.importorskip("transformers")
-
 from safetensors.torch import load_file
 from transformers import (
     LlamaConfig,
@@ -21,6 +16,7 @@ from transformers import (
     set_seed,
 )
 
+import wpadamw
 from wpadamw.integrations.transformers import WeightPredictionCallback
 
 TOKENS = torch.randint(0, 16, (12, 8), generator=torch.Generator().manual_seed(0))

@@ -6,23 +6,21 @@ import copy
 import os
 import pickle
 
+import accelerate
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
 from models import equal, held, network, optimizer, randn, snapshot
 from processes import free_port, needs_gloo
+from safetensors.torch import load_file
 from test_averages import Recorder, evaluate, outcome, true
 from torch import multiprocessing, nn
 
 import wpadamw
-
-accelerate = pytest.importorskip("accelerate")
-from accelerate.optimizer import AcceleratedOptimizer  # noqa: E402
-from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
-from accelerate.utils import DistributedType  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-
-from wpadamw.integrations.accelerate import NAMES, forward_names  # noqa: E402
+from wpadamw.integrations.accelerate import NAMES, forward_names
 
 forward_names()
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torchvision_operators
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from diffusers.utils import logging
 from models import equal, held, optimizer, randn, snapshot
 from test_averages import outcome, true
 
 import wpadamw
-
-torchvision_operators.declare()
-pytest.importorskip("diffusers")
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: E402
-from diffusers.training_utils import EMAModel  # noqa: E402
-from diffusers.utils import logging  # noqa: E402
 
 logging.disable_progress_bar()
 

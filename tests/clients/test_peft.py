@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 
+import peft
 import pytest
 import torch
 from hugging_face import (
@@ -25,7 +26,6 @@ from transformers import TrainerCallback, set_seed
 
 import wpadamw
 
-peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 
 

@@ -6,22 +6,18 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
-import torchvision_operators
 from models import equal, held, randn, snapshot
 from test_averages import outcome, true
+from timm.models import load_checkpoint, resume_checkpoint
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import CheckpointSaver, ModelEmaV2, ModelEmaV3, NativeScaler
 
 import wpadamw
 from wpadamw import optimizers
-
-torchvision_operators.declare()
-timm = pytest.importorskip("timm")
-from timm.models import load_checkpoint, resume_checkpoint  # noqa: E402
-from timm.optim import create_optimizer_v2  # noqa: E402
-from timm.scheduler import create_scheduler_v2  # noqa: E402
-from timm.utils import CheckpointSaver, ModelEmaV2, ModelEmaV3, NativeScaler  # noqa: E402
-
-from wpadamw.integrations.timm import register  # noqa: E402
+from wpadamw.integrations.timm import register
 
 register()
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import datasets
+import peft
 import pytest
+import trl
 from hugging_face import (
     EVALUATING,
     WAY,
@@ -24,9 +27,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 import wpadamw
 from wpadamw.integrations.transformers import WeightPredictionCallback
 
-datasets = pytest.importorskip("datasets")
-peft = pytest.importorskip("peft")
-trl = pytest.importorskip("trl")
 # What trl and peft still call.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning"),
@@ -177,10 +177,11 @@ def test_copy_of_a_model_in_training_is_a_reference_of_true_weights(tmp_path):
     assert equal(held(reference), true)
 
 
-def test_reference_that_is_kept_close_gets_true_weights_of_the_literal_form(tmp_path):
+@pytest.mark.parametrize("in_step", [True, False], ids=["resident", "literal"])
+def test_reference_that_is_kept_close_gets_true_weights(tmp_path, in_step):
     sync = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}
     model, watch = from_file(tmp_path / "base"), Watch()
-    trainer = preferences(tmp_path / "run", model, [watch], predicts=False, **sync)
+    trainer = preferences(tmp_path / "run", model, [watch], predicts=in_step, **sync)
     trainer.train()
     assert not any(watch.training)
     assert equal(held(trainer.ref_model), held(model))
