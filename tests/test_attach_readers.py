@@ -117,6 +117,24 @@ def test_averages_of_torch_are_of_true_weights(use_buffers, decorated):
     torch.testing.assert_close(held(average.module), sums)
 
 
+@pytest.mark.parametrize("read", ["wrapper", "part"])
+def test_averages_of_wrappers_and_parts_are_of_true_weights(read):
+    model, opt, _ = attached()
+    source = nn.DataParallel(model) if read == "wrapper" else model.net
+    average = AveragedModel(source)
+    backward(model, 0)
+    opt.step()
+    average.update_parameters(source)
+    assert equal(held(average), true(opt, source))
+
+
+def test_whoever_does_not_average_reads_what_the_parameters_hold():
+    model, opt, _ = attached()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert len(list(nn.DataParallel(model).modules())) > 3
+    assert opt.weights_are == "predicted"
+
+
 # Batch normalisation.
 
 

@@ -133,6 +133,7 @@ def _attached_class(plain: type[nn.Module], for_root: bool) -> type[nn.Module]:
         **{member.__name__: member for member in _members(plain)},
     }
     if for_root:
+        members["named_modules"] = _named_modules(plain)
         members["_call_impl"] = _call_impl(plain)
         if _is_torchs(forward := inspect.getattr_static(plain, "forward", None)):
             members["forward"] = _own_frame(plain, forward)
@@ -197,6 +198,17 @@ def _without_attachment(own: type, plain: type, reduced: Any) -> Any:
         return (copyreg._reconstructor, (plain, object, None), *rest)  # type: ignore[attr-defined]
     args = tuple(plain if arg is own else arg for arg in args)
     return (plain if make is own else make, args, *rest)
+
+
+def _named_modules(plain: type[nn.Module]) -> Callable[..., Any]:
+    """What reading the parameters of a wrapper comes to, DistributedDataParallel for one."""
+
+    def named_modules(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_dynamo_compiling() and is_averager(sys._getframe(1)):
+            _restore_between_forwards(self)
+        return plain.named_modules(self, *args, **kwargs)
+
+    return named_modules
 
 
 def _call_impl(plain: type[nn.Module]) -> Callable[..., Any]:

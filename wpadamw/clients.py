@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from wpadamw.checks import Group
 from wpadamw.compat import warn_caller
 
@@ -148,9 +150,11 @@ class Clients:
             warn_caller(text)
 
 
-def is_averager(frame: FrameType) -> bool:
-    """Whether code averages weights."""
-    return frame.f_globals.get("__name__") in _AVERAGERS
+def is_averager(frame: FrameType | None) -> bool:
+    """Whether code averages weights, itself or through `torch.nn.Module`."""
+    while frame is not None and frame.f_globals.get("__name__") == nn.Module.__module__:
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") in _AVERAGERS
 
 
 def answer_through_accelerate() -> None:
