@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -22,7 +24,12 @@ def _base() -> Any:
     return type("Callback", tuple(import_module(name).Callback for name in found), {})
 
 
-_Callback = _base()
+_Callback: Any = _base()
+
+IN_EVALUATION = (
+    "the LightningModule is in evaluation mode while it is trained: its forwards see true weights, "
+    "and nothing is predicted. Call module.train(), and eval() on the parts that need it."
+)
 
 
 class WeightPredictionCallback(_Callback):  # type: ignore[misc]
@@ -30,11 +37,13 @@ class WeightPredictionCallback(_Callback):  # type: ignore[misc]
 
     Attaches every optimizer with weight prediction to the LightningModule while ``fit`` runs.
     Parameters hold predicted weights from `on_train_batch_start` on, true weights in all other
-    hooks of epochs and of validation, in ``state_dict()`` and after ``fit``, also after an exception.
+    hooks of epochs and of validation, in ``state_dict()`` and after ``fit``, an exception included.
 
     Averages are of true weights: those of Lightning's ``WeightAveraging`` and
-    ``StochasticWeightAveraging``, and of every ``AveragedModel`` that another callback made in its
-    ``setup``. The callback puts itself first in the trainer's list, so its place there is free.
+    ``StochasticWeightAveraging``, and of each ``AveragedModel`` that the module or a callback holds
+    when training starts. The callback puts itself first in the trainer's list, wherever it stood.
+
+    The mode of the LightningModule counts: trained in evaluation mode it warns.
 
     Example:
         >>> trainer = Trainer(callbacks=[WeightPredictionCallback()])
@@ -44,8 +53,9 @@ class WeightPredictionCallback(_Callback):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._optimizers: list[WeightPrediction] = []
-        self._fit = ExitStack()  # what is undone when training ends
+        self._attachments = ExitStack()
         self._validation = ExitStack()
+        self._replacements = ExitStack()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Puts this callback first: others move weights in the hooks in which it restores them."""
@@ -55,17 +65,29 @@ class WeightPredictionCallback(_Callback):  # type: ignore[misc]
         """Attaches the optimizers."""
         self._optimizers = _predicting(trainer.optimizers)
         for optimizer in self._optimizers:
-            self._fit.callback(attach(pl_module, optimizer).remove)
-        if self._optimizers:
-            self._follow_averages(trainer.callbacks)
-        self._fit.callback(self._restore)
+            self._attachments.callback(attach(pl_module, optimizer).remove)
+        self._attachments.callback(self._restore)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Has averages made of true weights."""
+        if not self._optimizers:
+            return
+        for average in _averaged_models(trainer.callbacks, pl_module):
+            update = self._true_weights()(average.update_parameters)
+            self._replace(average, "update_parameters", update)
+        for other in trainer.callbacks:
+            if hasattr(other, "transfer_weights"):
+                self._replace(other, "transfer_weights", self._transfer_weights)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Goes to true weights: callbacks average them here."""
         self._restore()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        """Goes to predicted weights, for steps that call no attached module but its ``forward``."""
+        """Goes to predicted weights, for steps that call no module but its ``forward``."""
+        if self._optimizers and not pl_module.training:
+            warnings.warn(IN_EVALUATION, stacklevel=2)
+            return
         for optimizer in self._optimizers:
             optimizer.predict()
 
@@ -89,10 +111,12 @@ class WeightPredictionCallback(_Callback):  # type: ignore[misc]
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves the module with true weights."""
         self._release()
+        self._replacements.close()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Detaches the module also where nothing was trained."""
+        """Leaves no trace in other objects."""
         self._release()
+        self._replacements.close()
 
     def _restore(self) -> None:
         for optimizer in self._optimizers:
@@ -107,31 +131,37 @@ class WeightPredictionCallback(_Callback):  # type: ignore[misc]
 
     def _release(self) -> None:
         self._validation.close()
-        self._fit.close()
+        self._attachments.close()
         self._optimizers = []
 
-    def _follow_averages(self, callbacks: Iterable[Any]) -> None:
-        """Has averages made from true weights, and weights replaced by them for good."""
-        for callback in callbacks:
-            for value in vars(callback).values():
-                if isinstance(value, AveragedModel):
-                    update = self._true_weights()(value.update_parameters)
-                    self._replace(value, "update_parameters", update)
-            # StochasticWeightAveraging replaces the weights after the last update, and may then
-            # run training steps without updates for the statistics of batch norms.
-            if transfer := getattr(callback, "transfer_weights", None):
-                self._replace(callback, "transfer_weights", self._released(transfer))
+    # Averages.
 
-    def _released(self, transfer: Callable[..., None]) -> Callable[..., None]:
-        def after_release(*args: Any) -> None:
-            self._release()
-            transfer(*args)
+    def _transfer_weights(self, average: nn.Module, pl_module: Any) -> None:
+        """The same for StochasticWeightAveraging, but the optimizer keeps its true weights.
 
-        return after_release
+        It may come before the end: an epoch without updates follows, for the statistics of batch
+        norms at the average.
+        """
+        self._release()
+        for source, param in zip(average.parameters(), pl_module.parameters(), strict=True):
+            param.data.copy_(source.data)  # leaves no trace, as it does in WeightAveraging
+        # The trainer calls it all the same, in the last batch of such an epoch.
+        self._replace(pl_module, "optimizer_step", _call_closure)
 
     def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
         setattr(owner, name, function)
-        self._fit.callback(delattr, owner, name)
+        self._replacements.callback(delattr, owner, name)
+
+
+def _averaged_models(callbacks: Iterable[Any], pl_module: nn.Module) -> set[AveragedModel]:
+    """Those that callbacks or the module hold."""
+    values = [value for callback in callbacks for value in vars(callback).values()]
+    return {value for value in (*values, *pl_module.modules()) if isinstance(value, AveragedModel)}
+
+
+def _call_closure(epoch: int, batch_idx: int, optimizer: Any, closure: Callable[[], Any]) -> None:
+    """In the place of LightningModule.optimizer_step, without an update."""
+    closure()
 
 
 def _predicting(optimizers: Iterable[Optimizer]) -> list[WeightPrediction]:
