@@ -72,7 +72,13 @@ class Steps:
         return self.net(inputs)
 
     def called(self):
-        return {"root": self, "part": self.net, "forward": self.net.forward}[self.call]
+        calls = {"root": self, "part": self.net, "forward": self.net.forward}
+        return calls.get(self.call, self.without_a_call)
+
+    def without_a_call(self, inputs):
+        first, _, last = self.net
+        hidden = nn.functional.linear(inputs, first.weight, first.bias).tanh()
+        return nn.functional.linear(hidden, last.weight, last.bias)
 
     def training_step(self, batch, batch_idx):
         return loss_of(self.called(), batch)

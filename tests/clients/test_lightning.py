@@ -36,7 +36,7 @@ pytestmark = quiet
 
 
 @pytest.mark.parametrize("in_step", [True, False], ids=["resident", "literal"])
-@pytest.mark.parametrize("call", ["root", "part", "forward"])
+@pytest.mark.parametrize("call", ["root", "part", "forward", "no-call"])
 def test_training_and_evaluation_are_those_of_a_loop_by_hand(call, in_step, tmp_path):
     options = {"predict_in_step": in_step}
     module, _, opt = fit(tmp_path, module=Module(call, **options), val_check_interval=2)
@@ -59,10 +59,17 @@ def test_callback_serves_trainers_of_both_packages(package, tmp_path):
     assert equal(module.evaluated, expected.losses([0, 0, 4, 8]))
 
 
+@pytest.mark.filterwarnings("error")
+def test_trainer_without_the_callback_is_loud(tmp_path):
+    own = trainer(tmp_path)
+    with pytest.raises(UserWarning, match=r"integrations\.lightning\.WeightPredictionCallback"):
+        own.fit(Module(), Batches(), validation())
+
+
 BF16 = torch.bfloat16
 
 
-@pytest.mark.parametrize("call", ["root", "part", "forward"])
+@pytest.mark.parametrize("call", ["root", "part", "forward", "no-call"])
 @pytest.mark.parametrize(
     ("options", "steps", "by_hand"),
     [

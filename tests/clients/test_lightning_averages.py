@@ -141,6 +141,30 @@ def test_average_is_evaluated_in_training_mode(tmp_path):
     assert equal(opt.state_dict()["state"], by_hand.opt.state_dict()["state"])
 
 
+class LooksAtSamples(Module):
+    """Leaves the epoch with predicted weights."""
+
+    def on_train_epoch_end(self):
+        self(data(0)[0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [ema, lambda: StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)],
+    ids=["ema", "swa"],
+)
+@ORDERS
+def test_forwards_between_epochs_change_no_average(is_first, make, tmp_path):
+    ends = []
+    for module in (Module(), LooksAtSamples()):
+        average = make()
+        own = trainer(tmp_path, *in_order(is_first, average), max_epochs=3, limit_val_batches=0)
+        own.fit(module, Batches(), validation())
+        module.train()(data(0)[0])
+        ends.append([*held(module), *true_weights(module, own.optimizers[0])])
+    assert equal(*ends)
+
+
 class Averaging(Callback):
     def on_fit_start(self, trainer, pl_module):
         self.average = AveragedModel(pl_module.net, avg_fn=get_ema_avg_fn(0.5))

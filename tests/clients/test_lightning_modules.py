@@ -31,10 +31,10 @@ pytestmark = quiet
 class Gan(pl.LightningModule):
     """Two optimizers; while one of them trains, the parameters of the other may be frozen."""
 
-    def __init__(self, toggles):
+    def __init__(self, toggles=False, **options):
         super().__init__()
         self.automatic_optimization = False
-        self.toggles = toggles
+        self.toggles, self.options = toggles, options
         self.generator, self.critic = network(seed=1), nn.Linear(2, 1)
         nn.init.constant_(self.critic.weight, 0.3)
         nn.init.constant_(self.critic.bias, 0.1)
@@ -57,26 +57,34 @@ class Gan(pl.LightningModule):
         self.loss(batch, 1)
 
     def configure_optimizers(self):
-        return [optimizer(self.generator), wpadamw.WPAdamW(self.critic.parameters(), lr=1e-2)]
+        critics = self.critic.parameters()
+        return [
+            optimizer(self.generator, **self.options),
+            wpadamw.WPAdamW(critics, lr=1e-2, **self.options),
+        ]
 
 
-@pytest.mark.parametrize("toggles", [False, True], ids=["plain", "toggled"])
-def test_two_optimizers_train_by_hand(toggles, tmp_path):
-    _, own, _ = fit(tmp_path, module=Gan(toggles), val_check_interval=2)
-    expected = Gan(toggles)
+def test_two_optimizers_train_as_by_hand(tmp_path):
+    _, own, _ = fit(tmp_path, module=Gan(), val_check_interval=2)
+    expected = Gan()
     opts = expected.configure_optimizers()
     for k in range(2 * EPOCH):
         for opt, sign in zip(opts, (1, -1), strict=True):
             for each in opts:
                 each.train()
-                for param in (p for group in each.param_groups for p in group["params"]):
-                    param.requires_grad_(each is opt or not toggles)
             opt.zero_grad()
             expected.loss(data(k % EPOCH), sign).backward()
             opt.step()
     for opt, other in zip(own.optimizers, opts, strict=True):
         other.eval()
         assert_same_training(opt, other)
+
+
+@pytest.mark.xfail(strict=True, reason="parameters lose their predictions when they are frozen")
+def test_networks_that_are_frozen_in_turns_predict(tmp_path):
+    module, _, _ = fit(tmp_path, module=Gan(toggles=True))
+    plain, _, _ = fit(tmp_path, module=Gan(toggles=True, prediction_steps=0.0))
+    assert not equal(held(module), held(plain))
 
 
 def compile_net(module):
@@ -135,7 +143,7 @@ def test_validation_in_training_mode_sees_true_weights(kind, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 def test_training_in_evaluation_mode_is_loud(tmp_path):
-    with pytest.warns(UserWarning, match="nothing is predicted"):
+    with pytest.warns(UserWarning, match="training without prediction"):
         fit(tmp_path, module=Module().eval())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -26,11 +25,6 @@ def _base() -> Any:
 
 _Callback: Any = _base()
 
-IN_EVALUATION = (
-    "the LightningModule is in evaluation mode while it is trained: its forwards see true weights, "
-    "and nothing is predicted. Call module.train(), and eval() on the parts that need it."
-)
-
 
 class WeightPredictionCallback(_Callback):  # type: ignore[misc]
     """Training steps see predicted weights; whatever evaluates, saves or averages true ones.
@@ -42,8 +36,6 @@ class WeightPredictionCallback(_Callback):  # type: ignore[misc]
     Averages are of true weights: those of Lightning's ``WeightAveraging`` and
     ``StochasticWeightAveraging``, and of each ``AveragedModel`` that the module or a callback holds
     when training starts. The callback puts itself first in the trainer's list, wherever it stood.
-
-    The mode of the LightningModule counts: trained in evaluation mode it warns.
 
     Example:
         >>> trainer = Trainer(callbacks=[WeightPredictionCallback()])
@@ -84,10 +76,7 @@ class WeightPredictionCallback(_Callback):  # type: ignore[misc]
         self._restore()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        """Goes to predicted weights, for steps that call no module but its ``forward``."""
-        if self._optimizers and not pl_module.training:
-            warnings.warn(IN_EVALUATION, stacklevel=2)
-            return
+        """Goes to predicted weights, for steps that read the parameters without a call."""
         for optimizer in self._optimizers:
             optimizer.predict()
 
