@@ -133,6 +133,26 @@ class DropsOut(Module):
         super().validation_step(batch, batch_idx)
 
 
+class Reads(StaysInTraining):
+    """Reads its parameters in hooks, as what logs their norms does."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def note(self):
+        self.read.append((self.trainer.global_step, held(self)))
+
+    on_train_epoch_start = on_train_epoch_end = on_validation_start = on_validation_end = note
+
+
+def test_hooks_of_epochs_and_validation_read_true_weights(tmp_path):
+    module, _, _ = fit(tmp_path, module=Reads(), val_check_interval=2)
+    weights = ByHand(2 * EPOCH).weights
+    assert equal(module.read, [(step, weights[step]) for step, _ in module.read])
+    assert len(module.read) == 2 * (2 + 5)
+
+
 @pytest.mark.parametrize("kind", [StaysInTraining, DropsOut])
 def test_validation_in_training_mode_sees_true_weights(kind, tmp_path):
     module, _, opt = fit(tmp_path, module=kind(), val_check_interval=2)
