@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from models import held, network, optimizer, randn
 from torch import nn
 
-pl = pytest.importorskip("lightning.pytorch")
-
-from lightning.pytorch.callbacks import Checkpoint  # noqa: E402
-
-from wpadamw.integrations.lightning import WeightPredictionCallback  # noqa: E402
+from wpadamw.integrations.lightning import WeightPredictionCallback
 
 # What Lightning itself says in these tests.
 quiet = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import lightning.pytorch as pl
 import pytest
 import pytorch_lightning
 import torch
@@ -22,7 +23,6 @@ from lightning_runs import (
     data,
     fit,
     loss_at,
-    pl,
     quiet,
     read,
     trainer,

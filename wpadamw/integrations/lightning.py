@@ -26,7 +26,7 @@ def _base() -> Any:
 _Callback: Any = _base()
 
 
-class WeightPredictionCallback(_Callback):  # type: ignore[misc]
+class WeightPredictionCallback(_Callback):
     """Training steps see predicted weights; whatever evaluates, saves or averages true ones.
 
     Attaches every optimizer with weight prediction to the LightningModule while ``fit`` runs.
