@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from wpadamw import attach
 from wpadamw.optimizer import WeightPrediction
@@ -33,9 +32,9 @@ class WeightPredictionCallback(_Callback):
     Parameters hold predicted weights from `on_train_batch_start` on, true weights in all other
     hooks of epochs and of validation, in ``state_dict()`` and after ``fit``, an exception included.
 
-    Averages are of true weights: those of Lightning's ``WeightAveraging`` and
-    ``StochasticWeightAveraging``, and of each ``AveragedModel`` that the module or a callback holds
-    when training starts. The callback puts itself first in the trainer's list, wherever it stood.
+    Lightning's ``WeightAveraging`` and ``StochasticWeightAveraging`` average true weights, and
+    what they put in the place of the weights is evaluated and saved as it is. The callback puts
+    itself first in the trainer's list, wherever it stood.
 
     Example:
         >>> trainer = Trainer(callbacks=[WeightPredictionCallback()])
@@ -59,15 +58,7 @@ class WeightPredictionCallback(_Callback):
         for optimizer in self._optimizers:
             self._attachments.callback(attach(pl_module, optimizer).remove)
         self._attachments.callback(self._restore)
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Has averages made of true weights."""
-        if not self._optimizers:
-            return
-        for average in _averaged_models(trainer.callbacks, pl_module):
-            update = self._true_weights()(average.update_parameters)
-            self._replace(average, "update_parameters", update)
-        for other in trainer.callbacks:
+        for other in trainer.callbacks if self._optimizers else ():
             if hasattr(other, "transfer_weights"):
                 self._replace(other, "transfer_weights", self._transfer_weights)
 
@@ -87,7 +78,8 @@ class WeightPredictionCallback(_Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Stays at true weights, whatever the module's mode and whatever others write."""
         self._restore()
-        self._validation.enter_context(self._true_weights())
+        for optimizer in self._optimizers:
+            self._validation.enter_context(optimizer.true_weights())
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Lets training steps predict again."""
@@ -111,19 +103,10 @@ class WeightPredictionCallback(_Callback):
         for optimizer in self._optimizers:
             optimizer.restore()
 
-    @contextmanager
-    def _true_weights(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for optimizer in self._optimizers:
-                stack.enter_context(optimizer.true_weights())
-            yield
-
     def _release(self) -> None:
         self._validation.close()
         self._attachments.close()
         self._optimizers = []
-
-    # Averages.
 
     def _transfer_weights(self, average: nn.Module, pl_module: Any) -> None:
         """The same for StochasticWeightAveraging, but the optimizer keeps its true weights.
@@ -140,12 +123,6 @@ class WeightPredictionCallback(_Callback):
     def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
         setattr(owner, name, function)
         self._replacements.callback(delattr, owner, name)
-
-
-def _averaged_models(callbacks: Iterable[Any], pl_module: nn.Module) -> set[AveragedModel]:
-    """Those that callbacks or the module hold."""
-    values = [value for callback in callbacks for value in vars(callback).values()]
-    return {value for value in (*values, *pl_module.modules()) if isinstance(value, AveragedModel)}
 
 
 def _call_closure(epoch: int, batch_idx: int, optimizer: Any, closure: Callable[[], Any]) -> None:
