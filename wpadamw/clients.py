@@ -90,7 +90,6 @@ _AVERAGERS = {
     "pytorch_lightning.callbacks.stochastic_weight_avg",
     "timm.utils.model_ema",
     "torch.optim.swa_utils",
-    "torch_ema.ema",
     "trl.trainer.callbacks",
 }
 
