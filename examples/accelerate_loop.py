@@ -10,9 +10,6 @@ from accelerate import Accelerator
 from torch import nn
 
 import wpadamw
-from wpadamw.integrations.accelerate import forward_names
-
-forward_names()  # prepared optimizers answer to true_weights, weights_are, clip_grad_norm_, ...
 
 accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
 torch.manual_seed(0)

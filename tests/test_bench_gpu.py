@@ -148,6 +148,7 @@ def test_steps_can_be_chosen(monkeypatch, tmp_path, capsys):
     assert "--only must name some of a, b, got c" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")
 def test_the_plan_names_modules_that_exist(plan):
     words = [step.command for step in plan.values()]
     modules = {

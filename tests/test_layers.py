@@ -18,12 +18,10 @@ MAX_LINES = 300
 OURS, EVALUATION, COMMANDS = "wpadamw", "wpadamw.bench", "wpadamw.cli"
 ABOVE_BACKENDS = ("optimizers", "optimizer", "weight_prediction", "attach", "checkpoint", "plan")
 PARTS = tuple(f"{EVALUATION}.{part}" for part in ("speed", "study", "gpu", "versions"))
-# Imported where accelerate is in use, so that its users need not know of it.
-ASKED_FOR = "wpadamw.integrations.accelerate"
 # A folder, those in it that have rules of their own, what is not imported, and exceptions to that.
 RULES = {
     "core": ("wpadamw", ("cli", "integrations", "__main__.py"), (EVALUATION, COMMANDS), ()),
-    "core-alone": ("wpadamw", ("integrations",), ("wpadamw.integrations", "triton"), (ASKED_FOR,)),
+    "core-alone": ("wpadamw", ("integrations",), ("wpadamw.integrations", "triton"), ()),
     "backends": ("wpadamw/_backends", (), tuple(f"{OURS}.{name}" for name in ABOVE_BACKENDS), ()),
     "integrations": ("wpadamw/integrations", (), (EVALUATION, COMMANDS), ()),
     "triton": ("triton_kernels", (), (OURS,), ("wpadamw.triton_kernels",)),

@@ -8,7 +8,6 @@ save without a word what the parameters hold.
 from __future__ import annotations
 
 import operator
-import sys
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -154,14 +153,6 @@ def is_averager(frame: FrameType | None) -> bool:
     while frame is not None and frame.f_globals.get("__name__") == nn.Module.__module__:
         frame = frame.f_back
     return frame is not None and frame.f_globals.get("__name__") in _AVERAGERS
-
-
-def answer_through_accelerate() -> None:
-    """Has what accelerate makes of an optimizer answer to the optimizer's names."""
-    if "accelerate.optimizer" in sys.modules:
-        from wpadamw.integrations.accelerate import forward_names
-
-        forward_names()
 
 
 def _predict(groups: Sequence[Group]) -> bool:

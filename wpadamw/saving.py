@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from wpadamw import checkpoint
+from wpadamw.accelerated import answer_through_accelerate
 from wpadamw.checks import plain_numbers
-from wpadamw.clients import Clients, answer_through_accelerate
+from wpadamw.clients import Clients
 from wpadamw.compat import disable_dynamo, outside_inference_mode
 from wpadamw.upkeep import Plans, Upkeep
 

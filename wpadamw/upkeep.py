@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, identify, layout, loading
+from wpadamw.accelerated import answer_through_accelerate
 from wpadamw.bucket import Bucket
 from wpadamw.checks import Group, Mode, check_mode, check_step
-from wpadamw.clients import Clients, answer_through_accelerate
+from wpadamw.clients import Clients
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
     check_no_transform,

@@ -20,9 +20,7 @@ from test_averages import Recorder, evaluate, outcome, true
 from torch import multiprocessing, nn
 
 import wpadamw
-from wpadamw.integrations.accelerate import NAMES, forward_names
-
-forward_names()
+from wpadamw.accelerated import NAMES, answer_through_accelerate
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +94,7 @@ def test_prepared_optimizer_answers_to_the_names_of_ours():
 
 def test_other_prepared_optimizers_have_no_such_names():
     model = network()
-    for _ in range(2):
-        forward_names()
+    optimizer(model)  # by now the class has the names
     opt = accelerator().prepare(torch.optim.AdamW(model.parameters()))
     for name in NAMES:
         assert not hasattr(opt, name)
@@ -107,7 +104,7 @@ def test_other_prepared_optimizers_have_no_such_names():
 
 def test_names_that_the_class_has_are_left_alone(monkeypatch):
     monkeypatch.setattr(AcceleratedOptimizer, "predict", "theirs")
-    forward_names()
+    answer_through_accelerate()
     assert AcceleratedOptimizer.predict == "theirs"
 
 

@@ -1,13 +1,15 @@
-"""What `Accelerator.prepare` returns for an optimizer, with the names of the optimizer it wraps."""
+"""What accelerate makes of an optimizer, with the names of the optimizer in it.
+
+`Accelerator.prepare` wraps optimizers in a class of its own, which forwards what torch's optimizers
+have and nothing else.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
-
-from wpadamw.optimizer import WeightPrediction
 
 NAMES = ("weights_are", "true_weights", "predict", "restore", "reset_time", "clip_grad_norm_")
 
@@ -23,49 +25,44 @@ class _Forward:
             return self
         # A copy in the making has no attributes yet.
         optimizer = vars(prepared).get("optimizer")
-        if not isinstance(optimizer, WeightPrediction):
+        if not hasattr(optimizer, "weights_are"):
             raise AttributeError(
                 f"{type(prepared).__name__!r} object has no attribute {self.name!r}"
             )
         return self.value(prepared, optimizer)
 
-    def value(self, prepared: Any, optimizer: WeightPrediction) -> Any:
+    def value(self, prepared: Any, optimizer: Any) -> Any:
         return getattr(optimizer, self.name)
 
 
 class _Clip(_Forward):
     """Clipping between accelerate's gradient scaler and its accumulation."""
 
-    def value(self, prepared: Any, optimizer: WeightPrediction) -> Any:
+    def value(self, prepared: Any, optimizer: Any) -> Any:
         def clip_grad_norm_(*args: Any, **kwargs: Any) -> Tensor | None:
             if not prepared.gradient_state.sync_gradients:
                 return None  # no step follows, and the gradients are not complete
             if prepared.scaler is not None:
                 prepared.scaler.unscale_(optimizer)
-            return optimizer.clip_grad_norm_(*args, **kwargs)
+            norm: Tensor = optimizer.clip_grad_norm_(*args, **kwargs)
+            return norm
 
         return clip_grad_norm_
 
 
-def forward_names() -> None:
-    """Let prepared optimizers answer to what they do not forward by themselves.
+def answer_through_accelerate() -> None:
+    """Have prepared optimizers answer to what accelerate does not forward by itself.
 
-    Gives accelerate's ``AcceleratedOptimizer`` the names ``weights_are``, ``true_weights``,
-    ``predict``, ``restore``, ``reset_time`` and ``clip_grad_norm_``, as far as the class lacks
-    them. For other optimizers nothing changes: prepared, they have no such attributes. A second
-    call does nothing.
+    Where accelerate has been imported, its ``AcceleratedOptimizer`` gets the names of `NAMES`, as
+    far as it lacks them. For other optimizers nothing changes: prepared, they have no such
+    attributes. A second call does nothing.
 
     ``clip_grad_norm_`` of a prepared optimizer does nothing and returns None while gradients
     accumulate, as its ``step`` does nothing then. With a gradient scaler it calls ``unscale_``, as
     ``Accelerator.clip_grad_norm_`` does.
-
-    Example:
-        >>> wpadamw.integrations.accelerate.forward_names()
-        >>> model, opt = accelerator.prepare(model, opt)
-        >>> with opt.true_weights():
-        ...     ema.step(model.parameters())
     """
-    for name in NAMES:
-        if not hasattr(AcceleratedOptimizer, name):
+    wrapper = getattr(sys.modules.get("accelerate.optimizer"), "AcceleratedOptimizer", None)
+    for name in NAMES if wrapper is not None else ():
+        if not hasattr(wrapper, name):
             make = _Clip if name == "clip_grad_norm_" else _Forward
-            setattr(AcceleratedOptimizer, name, make(name))
+            setattr(wrapper, name, make(name))
