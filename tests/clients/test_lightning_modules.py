@@ -145,14 +145,16 @@ class Reads(StaysInTraining):
     def note(self):
         self.read.append((self.trainer.global_step, held(self)))
 
-    on_train_epoch_start = on_train_epoch_end = on_validation_start = on_validation_end = note
+    on_train_epoch_end = on_validation_start = on_validation_end = on_fit_end = note
 
 
-def test_hooks_of_epochs_and_validation_read_true_weights(tmp_path):
-    module, _, _ = fit(tmp_path, module=Reads(), val_check_interval=2)
+@pytest.mark.parametrize("limit", [0, 1], ids=["no-validation", "validation"])
+def test_hooks_of_epochs_and_validation_read_true_weights(limit, tmp_path):
+    options = {"val_check_interval": 2, "limit_val_batches": limit}
+    module, _, _ = fit(tmp_path, module=Reads(), **options)
     weights = ByHand(2 * EPOCH).weights
     assert equal(module.read, [(step, weights[step]) for step, _ in module.read])
-    assert len(module.read) == 2 * (2 + 5)
+    assert len(module.read) == 3 + 2 * 5 * limit
 
 
 @pytest.mark.parametrize("kind", [StaysInTraining, DropsOut])

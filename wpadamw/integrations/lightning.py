@@ -29,8 +29,8 @@ class WeightPredictionCallback(_Callback):
     """Training steps see predicted weights; whatever evaluates, saves or averages true ones.
 
     Attaches every optimizer with weight prediction to the LightningModule while ``fit`` runs.
-    Parameters hold predicted weights from `on_train_batch_start` on, true weights in all other
-    hooks of epochs and of validation, in ``state_dict()`` and after ``fit``, an exception included.
+    Parameters hold predicted weights from `on_train_batch_start` on, true weights where an epoch
+    ends, in validation, in ``state_dict()`` and after ``fit``, also after an exception.
 
     Lightning's ``WeightAveraging`` and ``StochasticWeightAveraging`` average true weights, and
     what they put in the place of the weights is evaluated and saved as it is. The callback puts
@@ -62,17 +62,13 @@ class WeightPredictionCallback(_Callback):
             if hasattr(other, "transfer_weights"):
                 self._replace(other, "transfer_weights", self._transfer_weights)
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Goes to true weights: callbacks average them here."""
-        self._restore()
-
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         """Goes to predicted weights, for steps that read the parameters without a call."""
         for optimizer in self._optimizers:
             optimizer.predict()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Goes to true weights: callbacks average them here."""
+        """Goes to true weights: here they are read, to average them for example."""
         self._restore()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
