@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -59,6 +60,32 @@ def test_after_eval_every_reader_reads_true_weights(read, in_step):
     plain.norm.load_state_dict(model.norm.state_dict())
     assert opt.weights_are == "true" or model(randn(4, 3)) is not None
     assert equal(read(model.eval()), read(plain.eval()))
+
+
+class Scaled(nn.Module):
+    """Uses a parameter of its own before it calls a part."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.scale, self.seen = network(), nn.Parameter(torch.ones(3)), None
+
+    def forward(self, inputs):
+        self.seen = held(self)
+        return self.net(inputs * self.scale)
+
+
+@FORMS
+def test_forward_itself_sees_the_weights_of_the_mode(in_step):
+    model, opt, _ = attached(Scaled, predict_in_step=in_step)
+    model(randn(4, 3))
+    predicted = held(model)
+    model.eval().forward(randn(4, 3))
+    assert equal(model.seen, true(opt, model))
+    model.train().forward(randn(4, 3))
+    assert equal(model.seen, predicted)
+    assert not equal(predicted, true(opt, model))
+    assert inspect.getfullargspec(model.forward).args == ["self", "inputs"]
+    assert list(inspect.signature(model.forward).parameters) == ["inputs"]
 
 
 # true_weights().

@@ -14,7 +14,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, TypeGuard
+from typing import Any
 
 from torch import fx, nn
 from torch.compiler import is_dynamo_compiling
@@ -63,6 +63,14 @@ def _enter(module: Any) -> list[Follower]:
     for follower in followers:
         follower.under_way.append(follower)
     return followers
+
+
+def _settle_without_call(module: Any) -> None:
+    """Before ``forward`` itself; after ``__call__``, and in graphs, there is nothing to do."""
+    if not is_dynamo_compiling():
+        for link in module._wpadamw_links:
+            if link.is_of(module) and not link.follower.under_way:
+                link.follower.settle()
 
 
 def _settle_in_graph(module: Any) -> None:
@@ -135,8 +143,8 @@ def _attached_class(plain: type[nn.Module], for_root: bool) -> type[nn.Module]:
     if for_root:
         members["named_modules"] = _named_modules(plain)
         members["_call_impl"] = _call_impl(plain)
-        if _is_torchs(forward := inspect.getattr_static(plain, "forward", None)):
-            members["forward"] = _own_frame(plain, forward)
+        if isinstance(forward := inspect.getattr_static(plain, "forward", None), FunctionType):
+            members["forward"] = _own_forward(plain, forward)
     own: type[nn.Module] = type(plain)(plain.__name__, (_Quiet, plain), members)  # type: ignore[misc]
     return own
 
@@ -227,23 +235,23 @@ def _call_impl(plain: type[nn.Module]) -> Callable[..., Any]:
     return _call_impl
 
 
-def _own_frame(plain: type[nn.Module], theirs: FunctionType) -> Callable[..., Any]:
-    """A class's ``forward``, in a file that is not torch's.
+def _own_forward(plain: type[nn.Module], theirs: FunctionType) -> Callable[..., Any]:
+    """A class's ``forward``, which may be called directly, in a file that is not torch's.
 
     torch.compile begins with the first function outside torch. For a model that is a class of
     torch's that would be the caller of the model, and our code would have to be in the graph.
     """
+    settle = _settle_without_call
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        settle(self)
         return plain.forward(self, *args, **kwargs)
 
     # TorchScript compiles the wrapped source, with these globals.
     code, known = forward.__code__, theirs.__globals__
-    return functools.wraps(theirs)(FunctionType(code, known, "forward", None, forward.__closure__))
-
-
-def _is_torchs(function: Any) -> TypeGuard[FunctionType]:
-    return isinstance(function, FunctionType) and function.__module__.split(".")[0] == "torch"
+    own: Any = FunctionType(code, known, "forward", None, forward.__closure__)
+    own.__signature__ = inspect.signature(theirs)  # Trainers choose columns of the data by it
+    return functools.wraps(theirs)(own)
 
 
 def change_class(module: nn.Module, is_root: bool) -> None:
