@@ -50,6 +50,7 @@ RECOMPUTING = next(name for name in NAMES if hasattr(TrainingArguments, name))
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
+@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor")  # Dynamo asks for all
 def test_forwards_train_at_predicted_and_evaluate_at_true_weights(tmp_path, options):
     watch = Watch()
     trainer = trainer_of(tmp_path, callbacks=[watch], **EVALUATING, **options)
