@@ -156,6 +156,16 @@ def check_zero_redundancy_is_refused():
     assert not zero.optim.state
 
 
+def check_the_first_fsdp_is_refused():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    for use_orig_params in (False, True):
+        own = {"device_id": torch.device("cpu"), "use_orig_params": use_orig_params}
+        model = FullyShardedDataParallel(network(), **own)
+        with pytest.raises(TypeError, match=r"FullyShardedDataParallel.*fully_shard"):
+            wpadamw.WPAdamW(model.parameters())
+
+
 def check_zero_redundancy_without_prediction():
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -173,5 +183,6 @@ def test_replicated_models_keep_their_ranks_equal():
         check_join_without_backup,
         check_join_without_attach_is_loud,
         check_zero_redundancy_is_refused,
+        check_the_first_fsdp_is_refused,
         check_zero_redundancy_without_prediction,
     )

@@ -13,12 +13,14 @@ import wpadamw
 pytestmark = needs_gloo
 
 
-def sharded():
+def sharded(nested=False):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    net = network()
-    fully_shard(net, mesh=init_device_mesh("cpu", (WORLD_SIZE,)))
+    net, mesh = network(), init_device_mesh("cpu", (WORLD_SIZE,))
+    if nested:
+        fully_shard(net[0], mesh=mesh)
+    fully_shard(net, mesh=mesh)
     return net, wpadamw.WPAdamW(net.parameters(), lr=1e-2)
 
 
@@ -53,7 +55,41 @@ def check_checkpoint():
         assert torch.equal(ours.to_local(), theirs.to_local())
 
 
+def check_evaluations_leave_no_trace():
+    """The root stays gathered after a forward without a backward pass."""
+    trained = []
+    for evaluates in (False, True):
+        net, opt = sharded(nested=True)
+        for k in range(4):
+            train(net, opt, [k])
+            if evaluates:
+                opt.eval()
+                with torch.no_grad():
+                    true = net(torch.ones(8, 7))
+                opt.train()
+                with torch.no_grad():
+                    assert not torch.equal(net(torch.ones(8, 7)), true)
+        trained.append([param.full_tensor() for param in opt.param_groups[0]["params"]])
+    assert all(map(torch.equal, *trained))
+
+
+def check_loading_leaves_nothing_gathered():
+    net, opt = sharded(nested=True)
+    train(net, opt, range(3))
+    opt.eval()
+    other, other_opt = sharded(nested=True)
+    with torch.no_grad():
+        other(torch.ones(8, 7))
+        other_opt.load_state_dict(opt.state_dict())  # which brings the true weights
+        assert torch.equal(net(torch.ones(8, 7)), other(torch.ones(8, 7)))
+
+
 def test_sharded_parameters_train_and_resume_like_whole_ones():
     if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
         pytest.skip("before torch 2.6 FSDP2 is no public part of torch, and needs CUDA")
-    run(check_training, check_checkpoint)
+    run(
+        check_training,
+        check_checkpoint,
+        check_evaluations_leave_no_trace,
+        check_loading_leaves_nothing_gathered,
+    )

@@ -230,8 +230,13 @@ def unique(params: list[Any]) -> list[Any]:
     return list(distinct.values())
 
 
-def check_dtype(param: Tensor) -> None:
-    """Raises TypeError for parameters of a dtype that has no rule of rounding here."""
+def check_kind(param: Tensor) -> None:
+    """Raises TypeError for parameters of FSDP1, or of a dtype that has no rule of rounding here."""
+    if getattr(param, "_fsdp_flattened", False):
+        raise TypeError(
+            "params must not be those of FullyShardedDataParallel, which keeps weights of its own: "
+            "use torch.distributed.fsdp.fully_shard"
+        )
     if param.dtype not in layout.REAL_DTYPE:
         known = ", ".join(str(dtype) for dtype in layout.REAL_DTYPE)
         raise TypeError(f"params must have one of the dtypes {known}, got {param.dtype}")

@@ -102,9 +102,13 @@ def _run_eagerly(code: CodeType, with_callees: bool) -> bool:
     return False
 
 
-def fsdp_class() -> type | None:
-    """What modules sharded by `fully_shard` are, if anybody has imported it."""
-    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+def forget_gathered() -> None:
+    """Has modules of `fully_shard` gather weights anew: they may hold those of another mode."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    states = sys.modules.get("torch.distributed._composable_state")
+    for module in list(getattr(states, "_module_state_mapping", ())):
+        if kind is not None and isinstance(module, kind) and not is_in_backward():
+            module.reshard()
 
 
 def is_in_backward() -> bool:

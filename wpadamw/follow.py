@@ -14,7 +14,6 @@ from wpadamw.checks import Mode
 from wpadamw.compat import (
     at_end_of_backward,
     disable_dynamo,
-    fsdp_class,
     has_saved_tensor_hooks,
     is_in_backward,
     is_in_transform,
@@ -57,7 +56,6 @@ class Follower:
         self.parts: list[weakref.ref[nn.Module]] = []  # of the model at the last look
         self.linked: list[weakref.ref[nn.Module]] = []
         self.resumed: _Forward | None = None  # whose backward pass is under way
-        self.gathered: list[Mode] = []  # the modes at the last forward
 
     def is_settled(self) -> bool:
         """Whether the optimizer is in the model's mode. Dynamo traces this, and guards on it."""
@@ -100,22 +98,12 @@ class Follower:
                 self._move(model.training and not self.clients.is_held_true)
             elif model.training and torch.is_grad_enabled():  # else nothing is trained here
                 self.optimizer._follow_freezing()
-            if (kind := fsdp_class()) is not None:
-                self._forget_gathered(model, kind)
 
     def _move(self, to_predicted: bool) -> None:
         if to_predicted:
             self.optimizer.predict()
         else:
             self.optimizer.restore()
-
-    def _forget_gathered(self, model: nn.Module, kind: type) -> None:
-        """Has FSDP gather weights anew: it may hold those of the last forward, in another mode."""
-        if (modes := self.optimizer._modes()) != self.gathered:
-            self.gathered = modes
-            sharded: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
-            for module in sharded:
-                module.reshard()
 
     def _serves(self, model: nn.Module) -> bool:
         """Whether the model holds parameters of the optimizer, not others for a functional call."""

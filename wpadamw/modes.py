@@ -11,7 +11,7 @@ from wpadamw.checks import (
     Group,
     Mode,
     check_arguments,
-    check_dtype,
+    check_kind,
     check_known,
     check_recoverable,
     drop_implied,
@@ -132,7 +132,7 @@ class Modes(Saving):
         super().add_param_group(group)
         try:
             for param in self.param_groups[-1]["params"]:
-                check_dtype(param)
+                check_kind(param)
             check_arguments(self.param_groups[-1], self.original)
             check_recoverable(self.param_groups[-1], self._rule(self.param_groups[-1]))
         except BaseException:

@@ -21,6 +21,7 @@ from wpadamw.compare import unexpected
 from wpadamw.compat import (
     check_no_transform,
     disable_dynamo,
+    forget_gathered,
     is_capturing,
     outside_inference_mode,
     warn_caller,
@@ -173,6 +174,8 @@ class Upkeep(Optimizer):
         group["weights_are"] = mode
         self._plans.is_interrupted = False
         self._clients.has_shown_true |= mode == "true"
+        if any(bucket.watch.are_sharded for bucket in moving):
+            forget_gathered()
 
     def _follow_freezing(self) -> None:
         """Has frozen parameters hold true weights, until they are trained again."""
@@ -244,6 +247,8 @@ class Upkeep(Optimizer):
         for bucket in (bucket for plan in plans if not plan.has_backup for bucket in plan.buckets):
             bucket.watch.own()  # there is no copy to compare with: this is the model file
         self._plans.loaded = "received"
+        if any(bucket.watch.are_sharded for plan in plans for bucket in plan.buckets):
+            forget_gathered()
         self._warn([(g, [p for p in of if id(p) in self._plans.carried]) for g, of in foreign])
 
     def _finish_loading(self) -> None:
