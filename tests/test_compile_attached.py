@@ -278,3 +278,18 @@ def test_step_in_a_compiled_function_with_the_attached_model():
         assert equal(ours.detach(), train_step(twin, twin_opt, randn(4, 3, seed=k)).detach())
     assert equal(snapshot(opt), snapshot(twin_opt))
     assert opt.param_groups[0]["betas"] == HYPER["betas"]
+
+
+@MODELS
+def test_true_weights_hold_in_one_graph(make):
+    model, opt = attached(make, in_step=True)
+    compiled = whole(model, "eager")
+    for k in range(2):
+        backward(Both(model, compiled), k)
+        opt.step()
+    for _ in range(2):
+        with opt.true_weights():
+            compiled(randn(4, 3))
+            assert opt.weights_are == "true"
+        compiled(randn(4, 3))
+        assert opt.weights_are == "predicted"
