@@ -35,3 +35,8 @@ def is_inert(module, opt):
         module(randn(4, 3))
         module.state_dict()
     return opt.weights_are == before
+
+
+def true(opt, model):
+    """The true weights of a model's parameters, as the optimizer keeps them."""
+    return [opt.state[param]["weight"].clone() for param in model.parameters()]

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from attached import attached as attached_model
+from attached import true
 from helpers import unpickles
 from models import backward, equal, held, network, optimizer, randn, snapshot, started, through_file
 from torch import nn
@@ -42,10 +43,6 @@ def evaluate(model):
     return loss
 
 
-def weights_of(opt, model):
-    return [opt.state[param]["weight"].clone() for param in model.parameters()]
-
-
 @FORMS
 def test_training_sees_predicted_and_evaluation_true_weights(in_step):
     model, opt, _ = attached(3, predict_in_step=in_step)
@@ -59,7 +56,7 @@ def test_training_sees_predicted_and_evaluation_true_weights(in_step):
     assert equal(model.seen[-1], held(twin))
     model(randn(4, 3))
     assert equal(model.seen[-1], predicted)
-    assert equal(weights_of(opt, model), held(twin))
+    assert equal(true(opt, model), held(twin))
 
 
 @pytest.mark.parametrize("part", [lambda m: m, lambda m: m.net, lambda m: m.net[2]])
@@ -70,7 +67,7 @@ def test_state_dict_of_model_and_parts_holds_true_weights(part, in_step):
     assert opt.weights_are == "predicted"
     module = part(model)
     saved = through_file(module.state_dict())
-    assert equal(list(saved.values()), weights_of(opt, module))
+    assert equal(list(saved.values()), true(opt, module))
 
 
 @FORMS
@@ -150,14 +147,14 @@ def test_copies_of_the_model_are_true_and_inert_and_the_model_is_not(duplicate):
     model, opt, _ = attached(2)
     predicted = held(model)
     twin = duplicate(duplicate(model))
-    true = weights_of(opt, model)
-    assert equal(held(twin), true)
-    assert not equal(true, predicted)
+    expected = true(opt, model)
+    assert equal(held(twin), expected)
+    assert not equal(expected, predicted)
     model(randn(4, 3))
     evaluate(twin)
     twin.state_dict()
     assert opt.weights_are == "predicted"
-    assert equal(held(twin), true)
+    assert equal(held(twin), expected)
     assert equal(held(model), predicted)
     evaluate(model)
     assert opt.weights_are == "true"

@@ -14,7 +14,6 @@ from torch.optim.swa_utils import update_bn
 from wpadamw.attached_class import make_link, remove_links
 from wpadamw.clients import REFUSED
 from wpadamw.follow import Follower
-from wpadamw.layout import is_dtensor
 from wpadamw.links import links_of
 from wpadamw.optimizer import WeightPrediction
 
@@ -70,8 +69,13 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     optimizer = _own_optimizer(optimizer)
     follower = Follower(model, optimizer, make_link)
-    _check_shared(model, optimizer)
-    _detach(model, optimizer)
+    if not follower.serves(model):
+        raise ValueError(
+            "model must hold parameters of the optimizer, got one that has none of its "
+            f"{len(follower.params())}: attach what was given to the optimizer, after all wrappers "
+            "and moves that make new parameters"
+        )
+    _detach(model, follower)
     follower.follow_parts()
     if model.training and not optimizer.state:
         optimizer.predict()  # moves nothing: the first forward has nothing to do, in a graph
@@ -89,28 +93,13 @@ def _own_optimizer(optimizer: Any) -> WeightPrediction:
     raise TypeError(f"optimizer must be one of wpadamw's, got {found}")
 
 
-def _check_shared(model: nn.Module, optimizer: WeightPrediction) -> None:
-    """Raises ValueError where the optimizer moves other parameters than the model's."""
-    own = [param for group in optimizer.param_groups for param in group["params"]]
-    ids = set(map(id, own))
-    # Between forwards FSDP may have gathered parameters in the place of the optimizer's.
-    is_known = any(map(is_dtensor, own)) or any(id(param) in ids for param in model.parameters())
-    if not is_known:
-        raise ValueError(
-            "model must hold parameters of the optimizer, got one that has none of its "
-            f"{len(own)}: attach what was given to the optimizer, after all wrappers and moves "
-            "that make new parameters"
-        )
-
-
-def _detach(model: nn.Module, optimizer: WeightPrediction) -> None:
-    """Undoes earlier attachments for the optimizer's parameters."""
-    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
+def _detach(model: nn.Module, follower: Follower) -> None:
+    """Undoes earlier attachments for the parameters that a new one follows."""
+    own = follower.params().keys()
     for module in model.modules():
         for link in links_of(module):
-            groups = link.follower.optimizer.param_groups
-            is_replaced = any(id(param) in own for group in groups for param in group["params"])
-            if link.is_root and link.is_of(module) and is_replaced:
+            is_replaced = link.is_root and not own.isdisjoint(link.follower.params())
+            if is_replaced and link.is_of(module):
                 remove_links(link.follower)
 
 

@@ -141,7 +141,8 @@ def _attached_class(plain: type[nn.Module], for_root: bool) -> type[nn.Module]:
         **{member.__name__: member for member in _members(plain)},
     }
     if for_root:
-        members["named_modules"] = _named_modules(plain)
+        # What reading the parameters of a wrapper comes to, DistributedDataParallel for one.
+        members["named_modules"] = _reader(plain, "named_modules")
         members["_call_impl"] = _call_impl(plain)
         if isinstance(forward := inspect.getattr_static(plain, "forward", None), FunctionType):
             members["forward"] = _own_forward(plain, forward)
@@ -171,16 +172,6 @@ def _members(plain: type[nn.Module]) -> list[Callable[..., Any]]:
         _restore(self)
         return plain.state_dict(self, *args, **kwargs)
 
-    def parameters(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_dynamo_compiling() and is_averager(sys._getframe(1)):
-            _restore_between_forwards(self)
-        return plain.parameters(self, *args, **kwargs)
-
-    def named_parameters(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_dynamo_compiling() and is_averager(sys._getframe(1)):
-            _restore_between_forwards(self)
-        return plain.named_parameters(self, *args, **kwargs)
-
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         _restore_between_forwards(self)
         return _without_attachment(type(self), plain, plain.__reduce_ex__(self, protocol))
@@ -189,9 +180,9 @@ def _members(plain: type[nn.Module]) -> list[Callable[..., Any]]:
         hook = plain.join_hook(self, **kwargs)  # type: ignore[attr-defined]
         return JoinHook(hook, self, [link.follower.optimizer for link in getattr(self, LINKS)])
 
-    readers = [state_dict, parameters, named_parameters, __reduce_ex__]
-    members: list[Callable[..., Any]] = [__call__, train, *readers]
-    return [*members, join_hook] if hasattr(plain, "join_hook") else members
+    readers = [_reader(plain, name) for name in ("parameters", "named_parameters")]
+    own: list[Callable[..., Any]] = [__call__, train, state_dict, __reduce_ex__]
+    return [*own, *readers, *([join_hook] if hasattr(plain, "join_hook") else [])]
 
 
 def _without_attachment(own: type, plain: type, reduced: Any) -> Any:
@@ -208,15 +199,16 @@ def _without_attachment(own: type, plain: type, reduced: Any) -> Any:
     return (plain if make is own else make, args, *rest)
 
 
-def _named_modules(plain: type[nn.Module]) -> Callable[..., Any]:
-    """What reading the parameters of a wrapper comes to, DistributedDataParallel for one."""
+def _reader(plain: type[nn.Module], name: str) -> Callable[..., Any]:
+    """A method that leads to the parameters: averages read true weights."""
 
-    def named_modules(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def read(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not is_dynamo_compiling() and is_averager(sys._getframe(1)):
             _restore_between_forwards(self)
-        return plain.named_modules(self, *args, **kwargs)
+        return getattr(plain, name)(self, *args, **kwargs)
 
-    return named_modules
+    read.__name__ = name
+    return read
 
 
 def _call_impl(plain: type[nn.Module]) -> Callable[..., Any]:

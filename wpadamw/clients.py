@@ -115,13 +115,13 @@ class Clients:
         """
         if self._callers is None:
             self._callers = _calling_modules()
-        wrapper = next(iter(_known(_WRAPPERS, self._callers)), None)
-        if wrapper and not (wrapper.is_right_without and not _predict(groups)):
+        predicts, wrapper = _predict(groups), next(_known(_WRAPPERS, self._callers), None)
+        if wrapper and (predicts or not wrapper.is_right_without):
             raise RuntimeError(REFUSED.format(name=wrapper.name, instead=wrapper.instead))
-        if not self.followers and _predict(groups):
+        if predicts and not self.followers:
             for trainer in _known(_TRAINERS, self._callers):
                 self._say(UNATTACHED.format(name=trainer.name, callback=trainer.callback))
-        if self.gradients_of == {False} and _predict(groups):
+        if predicts and self.gradients_of == {False}:
             self._say(TRAINED_IN_EVAL)
         self.needs_look = wrapper is not None
 

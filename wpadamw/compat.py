@@ -106,8 +106,10 @@ def forget_gathered() -> None:
     """Has modules of `fully_shard` gather weights anew: they may hold those of another mode."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     states = sys.modules.get("torch.distributed._composable_state")
+    if kind is None or is_in_backward():
+        return
     for module in list(getattr(states, "_module_state_mapping", ())):
-        if kind is not None and isinstance(module, kind) and not is_in_backward():
+        if isinstance(module, kind):
             module.reshard()
 
 

@@ -94,7 +94,7 @@ class Follower:
         else:
             self.resumed = None
         if (model := self.model()) is not None:
-            if not self.is_settled() and self._serves(model):
+            if not self.is_settled() and self.serves(model):
                 self._move(model.training and not self.clients.is_held_true)
             elif model.training and torch.is_grad_enabled():  # else nothing is trained here
                 self.optimizer._follow_freezing()
@@ -105,30 +105,30 @@ class Follower:
         else:
             self.optimizer.restore()
 
-    def _serves(self, model: nn.Module) -> bool:
+    def serves(self, model: nn.Module) -> bool:
         """Whether the model holds parameters of the optimizer, not others for a functional call."""
-        own = [param for group in self.optimizer.param_groups for param in group["params"]]
-        if any(map(is_dtensor, own)):  # FSDP puts gathered ones in their place
+        own = self.params()
+        if any(map(is_dtensor, own.values())):  # FSDP puts gathered ones in their place
             return True
-        ids = set(map(id, own))
-        return any(id(param) in ids for param in model.parameters())
+        return any(id(param) in own for param in model.parameters())
+
+    def params(self) -> dict[int, Tensor]:
+        """The optimizer's parameters, by id."""
+        groups = self.optimizer.param_groups
+        return {id(param): param for group in groups for param in group["params"]}
 
     @disable_dynamo
-    def follow_parts(self) -> None:
-        """Takes in the parts of the model that have come since the last look."""
+    def follow_parts(self, anew: bool = False) -> None:
+        """Takes in the parts of the model that have come since the last look, or all ``anew``."""
         outer, model = self.outer(), self.model()
         modules = [] if outer is None else list(outer.modules())
-        if not are_same(modules, [part() for part in self.parts]):
-            own = self._own_ids()
+        if anew or not are_same(modules, [part() for part in self.parts]):
+            own = self.params()
             for module in modules:
                 is_root = module is outer or module is model
                 if is_root or any(id(param) in own for param in module.parameters()):
                     self.link(module, self, is_root)
             self.parts = list(map(weakref.ref, modules))
-
-    def _own_ids(self) -> set[int]:
-        groups = self.optimizer.param_groups
-        return {id(param) for group in groups for param in group["params"]}
 
     @disable_dynamo
     def check_replica(self) -> None:

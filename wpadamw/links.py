@@ -31,9 +31,8 @@ class Links(tuple[Link, ...]):
     def __init__(self, links: Iterable[Link]) -> None:
         # While this is not empty calls are parts of a forward and need not be looked at.
         self.forwards: Sequence[Follower] = ()
-        self.has_entered = (
-            False  # the call that has come to __call__ is about to come to _call_impl
-        )
+        # Whether the call that has come to __call__ is about to come to _call_impl.
+        self.has_entered = False
         if len(self) == 1 and not self[0].is_root:
             self.forwards = self[0].follower.under_way
 

@@ -139,5 +139,4 @@ class Modes(Saving):
             self.param_groups.pop()
             raise
         for follower in list(self._clients.followers):
-            follower.parts.clear()  # which may hold the new parameters
-            follower.follow_parts()
+            follower.follow_parts(anew=True)  # they may hold the new parameters
