@@ -13,6 +13,7 @@ namespace wpadamw {
 // One tensor of a bucket, in memory order.
 struct Span {
   uintptr_t param = 0;
+  uintptr_t weight = 0;  // the true weights, where the bucket has them apart
   uintptr_t grad = 0;  // 0: no gradient in this step, the tensor is left alone
   int64_t offset = 0;  // of its state in the flat buffers, in elements
   int64_t numel = 0;
@@ -22,7 +23,7 @@ struct Span {
 
 struct Bucket {
   DType param_dtype{};
-  void* weight = nullptr;    // flat backup of the true weights, or null
+  bool has_weights = false;  // true weights, apart from what parameters hold
   std::vector<void*> state;  // flat, one of each kind
   std::vector<Span> spans;
   int num_looks = 1;  // of a row of scalars

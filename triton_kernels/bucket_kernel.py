@@ -62,7 +62,8 @@ def run_block(
     if weight is None:
         w = tl.load(param, mask).to(STATE_DTYPE)
     else:
-        weight = tl.multiple_of(weight + offset, STATE_ALIGNMENT) + i
+        weight = weight.to(tl.pointer_type(STATE_DTYPE))
+        weight = tl.multiple_of(weight, STATE_ALIGNMENT) + i
         w = tl.load(weight, mask)
     if STEP is not None:
         grad = grad.to(tl.pointer_type(GRAD_DTYPE)) + begin
@@ -103,7 +104,6 @@ def run_block(
 def bucket_kernel(
     chunks,
     grads,
-    weight,
     states,
     scalars,
     index,
@@ -113,6 +113,7 @@ def bucket_kernel(
     STEP: tl.constexpr,
     PREDICT: tl.constexpr,
     RECOVER: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
     NUM_LOOK: tl.constexpr,
@@ -127,7 +128,7 @@ def bucket_kernel(
     """One chunk. An operation is told by the functions of the rule that it needs, else None.
 
     STEP where it updates, PREDICT where it predicts, RECOVER where what it begins with may be a
-    prediction: without a backup (``weight`` is None) in updates and where it restores.
+    prediction: where true weights do not lie apart (HAS_WEIGHTS), in updates and restores.
 
     ``grads`` holds the address of each tensor's gradient, 0 where updates leave it alone; ``index``
     each tensor's row of scalars, then each tensor's last row, or -1 where it holds true weights. A
@@ -138,7 +139,7 @@ def bucket_kernel(
     if found_inf is not None:  # noqa: SIM102 -- decided when it is compiled
         if tl.load(found_inf) != 0:
             return
-    param, offset, begin, tensor, numel = load_chunk(chunks)
+    param, weight, offset, begin, tensor, numel = load_chunk(chunks)
     grad = param
     if STEP is not None:
         grad = tl.load(grads + tensor)
@@ -151,13 +152,15 @@ def bucket_kernel(
 
     # A chunk begins at a multiple of these bytes where its tensor does.
     is_aligned = (param % PARAM_ALIGNMENT == 0) & (grad % GRAD_ALIGNMENT == 0)
+    if HAS_WEIGHTS:
+        is_aligned &= weight % 16 == 0
     if is_aligned & (numel == CHUNK_NUMEL):
         run_block(
             0,
             None,
             param,
             grad,
-            weight,
+            weight if HAS_WEIGHTS else None,
             states,
             offset,
             begin,
@@ -190,7 +193,7 @@ def bucket_kernel(
                 numel,
                 param,
                 grad,
-                weight,
+                weight if HAS_WEIGHTS else None,
                 states,
                 offset,
                 begin,

@@ -66,7 +66,8 @@ def block_terms(
     if weight is None:
         w = tl.load(param, mask).to(STATE_DTYPE)
     else:
-        weight = tl.multiple_of(weight + offset, STATE_ALIGNMENT) + i
+        weight = weight.to(tl.pointer_type(STATE_DTYPE))
+        weight = tl.multiple_of(weight, STATE_ALIGNMENT) + i
         w = tl.load(weight, mask)
     g = tl.load(grad, mask).to(STATE_DTYPE)
     state = load_each(states, mask, NUM_STATES)
@@ -87,7 +88,6 @@ def block_terms(
 def chunk_sums_kernel(
     chunks,
     grads,
-    weight,
     states,
     scalars,
     index,
@@ -96,6 +96,7 @@ def chunk_sums_kernel(
     sums,
     TERMS: tl.constexpr,
     RECOVER: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
     NUM_TERMS: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
@@ -114,7 +115,7 @@ def chunk_sums_kernel(
     Those of tensors without a gradient stay as they are. The arguments are those of
     ``bucket_kernel``, the operation is an update.
     """
-    param, offset, begin, tensor, numel = load_chunk(chunks)
+    param, weight, offset, begin, tensor, numel = load_chunk(chunks)
     grad = tl.load(grads + tensor)
     if grad == 0:
         return
@@ -127,13 +128,15 @@ def chunk_sums_kernel(
 
     sums += tl.program_id(0).to(tl.int64)
     is_aligned = (param % PARAM_ALIGNMENT == 0) & (grad % GRAD_ALIGNMENT == 0)
+    if HAS_WEIGHTS:
+        is_aligned &= weight % 16 == 0
     if is_aligned & (numel == CHUNK_NUMEL):
         terms = block_terms(
             0,
             None,
             param,
             grad,
-            weight,
+            weight if HAS_WEIGHTS else None,
             states,
             offset,
             begin,
@@ -162,7 +165,7 @@ def chunk_sums_kernel(
             numel,
             param,
             grad,
-            weight,
+            weight if HAS_WEIGHTS else None,
             states,
             offset,
             begin,

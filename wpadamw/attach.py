@@ -67,7 +67,7 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    optimizer = _own_optimizer(optimizer)
+    optimizer = own_optimizer(optimizer)
     follower = Follower(model, optimizer, make_link)
     if not follower.serves(model):
         raise ValueError(
@@ -82,7 +82,7 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
     return Attachment(follower)
 
 
-def _own_optimizer(optimizer: Any) -> WeightPrediction:
+def own_optimizer(optimizer: Any) -> WeightPrediction:
     """The optimizer in a wrapper of accelerate or Lightning."""
     inner = getattr(optimizer, "optimizer", optimizer)
     if isinstance(inner, WeightPrediction):

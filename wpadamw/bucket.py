@@ -20,6 +20,8 @@ from torch import Tensor
 from wpadamw._backends.interface import Backend, Completed, Gradients, Rows
 from wpadamw.bucket_state import BucketState
 from wpadamw.checks import Mode
+from wpadamw.compat import increment_version
+from wpadamw.copies import Copies
 from wpadamw.flat_state import StateDict
 from wpadamw.rules.rule import Rule, Settings
 from wpadamw.tensors import versions
@@ -36,14 +38,14 @@ class StepCall(NamedTuple):
     found_inf: Tensor | None = None  # on the device; not 0: the step does nothing
 
 
-class _Write(NamedTuple):
+class Write(NamedTuple):
     """An operation that has been begun, and what is so when it has been done."""
 
     completed: Completed  # the kernels' counts before
     advanced: int
     held: list[bool]
     where: list[bool] | None  # parameters that it writes (None: all)
-    resume: Callable[[], None] | None = None  # does the rest, if counts have been advanced
+    resume: Callable[[], None] | None = None  # of an update: does the rest, once it is counted
 
 
 class Bucket(BucketState):
@@ -63,8 +65,11 @@ class Bucket(BucketState):
         held: list[bool],
         counts_on_device: bool = False,
         num_looks: int = 1,
+        copies: Copies | None = None,
     ) -> None:
-        super().__init__(params, rule, has_backup, backend, states, counts_on_device, num_looks)
+        super().__init__(
+            params, rule, has_backup, backend, states, counts_on_device, num_looks, copies
+        )
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
             "predicted": [True] * len(params),
@@ -72,7 +77,7 @@ class Bucket(BucketState):
         self.held = held
         self.set_aside: dict[int, Tensor] = {}  # records of frozen parameters, by id
         self.is_after_literal_step = False
-        self.begun: _Write | None = None
+        self.begun: Write | None = None
 
     def refresh(self) -> None:
         """Takes note of what happened outside. To be called before anything else is done."""
@@ -94,7 +99,7 @@ class Bucket(BucketState):
 
     def _computed_back(self) -> list[bool] | None:
         """Which parameters hold predictions, if true weights are computed from them."""
-        return None if self.has_backup else self.held
+        return self.held if self.recovers else None
 
     # The three operations.
 
@@ -122,7 +127,7 @@ class Bucket(BucketState):
 
     def predict(self, settings: Settings) -> None:
         """Goes to predicted weights; ``settings`` are for those that have no prediction yet."""
-        if not self.has_backup and any(self.held):
+        if self.recovers and any(self.held):
             self.restore()
         self.is_after_literal_step = False
         self._write(
@@ -181,6 +186,10 @@ class Bucket(BucketState):
 
     # Writing.
 
+    def increment(self, params: list[Tensor]) -> None:
+        """Tells autograd that kernels wrote to all parameters."""
+        increment_version(params)
+
     def _write(
         self,
         run: Callable[[], None],
@@ -191,7 +200,7 @@ class Bucket(BucketState):
         """Runs kernels; ``held`` is so afterwards."""
         self.stage()
         completed, advanced = self.kernels.completed(), self.kernels.advanced()
-        self.begun = _Write(completed, advanced, held, where, resume)
+        self.begun = Write(completed, advanced, held, where, resume)
         try:
             run()
         finally:
@@ -203,7 +212,7 @@ class Bucket(BucketState):
             self._settle(self.begun)
             self.begun = None
 
-    def _settle(self, begun: _Write) -> None:
+    def _settle(self, begun: Write) -> None:
         completed = self.kernels.completed()
         is_undone = completed == begun.completed
         if begun.resume and is_undone and self.kernels.advanced() != begun.advanced:
@@ -216,9 +225,13 @@ class Bucket(BucketState):
             self.ledger.commit()
             self.held = begun.held
         self.state_versions = self.state_versions or versions(self.flats)
+        self.finish(begun)
+
+    def finish(self, begun: Write) -> None:
+        """To be called after an operation has written."""
         self.finish_write(begun.where)
 
-    def _settle_each(self, begun: _Write, done: list[bool]) -> None:
+    def _settle_each(self, begun: Write, done: list[bool]) -> None:
         self.ledger.commit(done)
         pairs = zip(done, begun.held, self.held, strict=True)
         self.held = [after if is_done else old for is_done, after, old in pairs]

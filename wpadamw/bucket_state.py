@@ -11,6 +11,7 @@ from wpadamw import flat_state, layout
 from wpadamw._backends.interface import Backend
 from wpadamw.checks import why_no_memory
 from wpadamw.compat import clear_autocast_cache
+from wpadamw.copies import Copies
 from wpadamw.device_ledger import DeviceLedger
 from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.gradients import GradientReader
@@ -34,6 +35,7 @@ class BucketState:
             them and CUDA graphs can capture a step.
         num_looks: of how many shares of updates new predictions consist; older ones, on record in
             the states, may have more.
+        copies: where predictions go instead of to the parameters, which stay true then.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class BucketState:
         states: list[StateDict],
         counts_on_device: bool = False,
         num_looks: int = 1,
+        copies: Copies | None = None,
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
         for i, param in enumerate(params):
@@ -57,6 +60,12 @@ class BucketState:
         dense = [self._dense(i, local) for i, local in enumerate(self.watch.locals)]
         num_looks = max(num_looks, most_looks(rule, states))
         self.tensors = flat_state.allocate(dense, rule, has_backup, self.real_dtype, num_looks)
+        self.copies = copies
+        if copies is not None:
+            self.tensors.weight = dense
+            self.tensors.params = list(map(copies.of, params, dense))
+        # Whether true weights are computed from predicted ones.
+        self.recovers = self.tensors.weight is None
         self.gradients = GradientReader(params, dense)
         self.backend, self.kernels = backend, backend.Kernels(self.tensors)
         self.counts_on_device = counts_on_device

@@ -102,6 +102,12 @@ def check_running(group: Group, options: Iterable[str], where: str = "") -> None
     check_mode(group, where)
 
 
+def check_in_step(group: Group) -> None:
+    """Raises ValueError where a step would leave copies without a prediction."""
+    if not group["predict_in_step"]:
+        raise ValueError("predict_in_step must be True with compute copies, got False")
+
+
 def check_step(group: Group, options: Iterable[str], rule_of: Callable[[Group], Rule]) -> None:
     """Raises ValueError for hyper-parameters with which no step can be taken."""
     check_running(group, options)

@@ -113,6 +113,25 @@ def forget_gathered() -> None:
             module.reshard()
 
 
+def shards_of(model: torch.nn.Module) -> list[Any]:
+    """What `fully_shard` knows of each parameter that it has sharded: torch's ``FSDPParam``."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    states = [m._get_fsdp_state() for m in model.modules() if isinstance(m, kind)]
+    groups: list[Any] = []
+    for state in dict.fromkeys(states):
+        of_state = getattr(state, "_fsdp_param_groups", None)  # before torch 2.12 there is one
+        groups += [state._fsdp_param_group] if of_state is None else of_state
+    return [shard for group in groups if group is not None for shard in group.fsdp_params]
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Has a model's modules forget what they have gathered."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.reshard()
+
+
 def is_in_backward() -> bool:
     """Whether this thread runs a backward pass."""
     return torch._C._current_graph_task_id() != -1

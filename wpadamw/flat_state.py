@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,8 +99,8 @@ def absorb(
         for name in views[i].keys() & state.keys():
             _check_shape(f"state of params[{i}]: {name}", state[name], views[i][name])
     for i, state in enumerate(states):
-        if tensors.weight is not None and "weight" not in state:
-            tensors.weight[i].copy_(tensors.params[i])
+        if tensors.weight_flat is not None and "weight" not in state:
+            cast(list[Tensor], tensors.weight)[i].copy_(tensors.params[i])
         for name in views[i].keys() & state.keys():
             views[i][name].copy_(state[name])
         step, prediction = map(layout.with_own_storage, (ledger.steps[i], ledger.predictions[i]))
@@ -125,8 +125,8 @@ def _check_shape(name: str, found: Tensor, expected: Tensor) -> None:
 
 def _views(i: int, param: Tensor, tensors: BucketTensors) -> StateDict:
     kinds = dict(zip(tensors.rule.state_names, tensors.state, strict=True))
-    if tensors.weight is not None:
-        kinds["weight"] = tensors.weight
+    if tensors.weight_flat is not None:
+        kinds["weight"] = cast(list[Tensor], tensors.weight)
     return {name: _exposed(param, kind[i]) for name, kind in kinds.items()}
 
 
@@ -134,13 +134,4 @@ def _exposed(param: Tensor, view: Tensor) -> Tensor:
     """A view as users see it: complex, or DTensor, like the parameter."""
     if param.is_complex():
         view = torch.view_as_complex(view)
-    if not layout.is_dtensor(param):
-        return view
-    return type(param).from_local(  # type: ignore[attr-defined,no-any-return]
-        view,
-        param.device_mesh,  # type: ignore[attr-defined]
-        param.placements,  # type: ignore[attr-defined]
-        run_check=False,
-        shape=param.shape,
-        stride=param.stride(),
-    )
+    return layout.sharded_like(param, view)

@@ -48,7 +48,7 @@ class Follower:
         link: Callable[[nn.Module, Follower, bool], None],
     ) -> None:
         self.outer = weakref.ref(outer)
-        self.model = weakref.ref(_unwrapped(outer))  # whose mode counts
+        self.model = weakref.ref(unwrapped(outer))  # whose mode counts
         self.optimizer, self.link = optimizer, link
         self.clients = optimizer._clients
         self.clients.followers.add(self)
@@ -60,6 +60,8 @@ class Follower:
     def is_settled(self) -> bool:
         """Whether the optimizer is in the model's mode. Dynamo traces this, and guards on it."""
         if (model := self.model()) is None:  # only a part of it is left, whose mode does not count
+            return True
+        if self.optimizer._keeping.copies is not None:  # all weights are true
             return True
         plans = self.optimizer._plans
         if plans.loaded != "no" or plans.is_interrupted:
@@ -184,7 +186,7 @@ class _Forward:
             self.optimizer._return_to(former)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own module in what torch.compile and torch's wrappers made of it.
 
     That is the one whose mode is set: a wrapper's mode calls go on to it, and not the other way.
@@ -192,7 +194,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     inner = dict(model.named_children()).get("_orig_mod")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = model.module
-    return model if inner is None else _unwrapped(inner)
+    return model if inner is None else unwrapped(inner)
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:

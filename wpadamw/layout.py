@@ -39,6 +39,20 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def sharded_like(param: Tensor, shard: Tensor) -> Tensor:
+    """A DTensor with the placements of a parameter that is one; for others the shard itself."""
+    if not is_dtensor(param):
+        return shard
+    return type(param).from_local(  # type: ignore[attr-defined,no-any-return]
+        shard,
+        param.device_mesh,  # type: ignore[attr-defined]
+        param.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=param.shape,
+        stride=param.stride(),
+    )
+
+
 def as_real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals; any other tensor itself, without lazy negation."""
     if tensor.is_complex():

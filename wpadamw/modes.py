@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from wpadamw import layout
 from wpadamw.checks import (
     Group,
     Mode,
     check_arguments,
+    check_in_step,
     check_kind,
     check_known,
     check_recoverable,
@@ -36,7 +38,12 @@ class Modes(Saving):
 
         Idempotent, and free when the parameters hold them already. Parameters without a completed
         update keep their true weights. After `restore` the same bits come back.
+
+        With ``compute_dtype`` the parameters stay true, and the copies are computed anew.
         """
+        if self._keeping.copies is not None:
+            self._renew_copies(anew=True)
+            return
         self._return_to(["predicted"] * len(self.param_groups))
 
     @disable_dynamo
@@ -76,6 +83,43 @@ class Modes(Saving):
         finally:
             clients.is_held_true = was_held
             self._return_to(modes)
+
+    @disable_dynamo
+    def compute_copy(self, param: Tensor) -> Tensor:
+        """The copy of a parameter that holds its predicted weights, with ``compute_dtype``.
+
+        For programs that compute with a low-precision copy of float32 weights: each `step` writes
+        it, at 2 bytes per parameter in bfloat16. It remains the same tensor from step to step. Who
+        keeps it calls `predict`, or this again, after writes to parameters or state that were not
+        the optimizer's, loading for one. Before the first update it holds the true weights.
+
+        Args:
+            param: a parameter of the optimizer.
+
+        Returns:
+            A tensor of the parameter's shape and of ``compute_dtype``, without a gradient; for a
+            DTensor a DTensor.
+
+        Raises:
+            RuntimeError: if the optimizer keeps no copies.
+            ValueError: for a parameter of another optimizer.
+
+        Example:
+            >>> opt = wpadamw.WPAdamW(model.parameters(), compute_dtype=torch.bfloat16)
+            >>> weights = {n: opt.compute_copy(p) for n, p in model.named_parameters()}
+            >>> torch.func.functional_call(model, weights, x)
+        """
+        copies = self._keeping.copies
+        if copies is None:
+            raise RuntimeError("compute_copy needs compute_dtype, got an optimizer without it")
+        if not any(param is own for group in self.param_groups for own in group["params"]):
+            raise ValueError("param must be one of the optimizer's parameters, got another")
+        self._renew_copies()
+        shard = layout.local(param).detach()
+        copy = copies.of(param, shard)
+        if param not in self.state:
+            copy.copy_(shard)
+        return layout.sharded_like(param, copy)
 
     # Groups.
 
@@ -133,6 +177,10 @@ class Modes(Saving):
         try:
             for param in self.param_groups[-1]["params"]:
                 check_kind(param)
+                if self._keeping.copies is not None:
+                    self._keeping.copies.kind_of(param)
+            if self._keeping.copies is not None:
+                check_in_step(self.param_groups[-1])
             check_arguments(self.param_groups[-1], self.original)
             check_recoverable(self.param_groups[-1], self._rule(self.param_groups[-1]))
         except BaseException:

@@ -30,7 +30,8 @@ from wpadamw.step import GroupStep
 from wpadamw.sums import GradientSums
 
 # Arguments of constructors that are no options of a parameter group.
-_NO_OPTIONS = ("self", "params", "amp", "backend", "__class__")
+_OF_OPTIMIZER = ("amp", "backend", "compute_dtype")
+_NO_OPTIONS = ("self", "params", "__class__", *_OF_OPTIMIZER)
 
 
 class WeightPrediction(Modes):
@@ -43,8 +44,8 @@ class WeightPrediction(Modes):
         check_arguments(options, self.original)
         if "betas" in options:
             options["betas"] = tuple(map(float, options["betas"]))
-        amp, backend = arguments["amp"], arguments["backend"]
-        super().__init__(arguments["params"], options, amp=amp, backend=backend)
+        apart: dict[str, Any] = {name: arguments[name] for name in _OF_OPTIMIZER}
+        super().__init__(arguments["params"], options, **apart)
 
     # Step.
 
@@ -79,7 +80,8 @@ class WeightPrediction(Modes):
             self._update()
             return None
         modes = self._modes()
-        self.predict()
+        if self._keeping.copies is None:
+            self.predict()
         has_updated = False
         try:
             with torch.enable_grad():

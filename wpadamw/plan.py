@@ -13,8 +13,10 @@ from torch import Tensor
 from wpadamw import _backends, layout
 from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket
-from wpadamw.checks import Group, Mode, check_recoverable, check_running
+from wpadamw.checks import Group, Mode, check_in_step, check_recoverable, check_running
 from wpadamw.compare import unexpected
+from wpadamw.copies import Copies
+from wpadamw.copy_bucket import CopyBucket
 from wpadamw.flat_state import StateDict, are_same, holds
 from wpadamw.rules.rule import Rule, Settings, num_looks
 from wpadamw.standing import Standing
@@ -37,12 +39,21 @@ class GroupPlan:
     """The buckets of one parameter group."""
 
     def __init__(
-        self, group: Group, options: Iterable[str], rule: Rule, backend_name: str, amp: bool
+        self,
+        group: Group,
+        options: Iterable[str],
+        rule: Rule,
+        backend_name: str,
+        amp: bool,
+        copies: Copies | None = None,
     ) -> None:
         self.group, self.options, self.rule = group, options, rule
         self.backend_name, self.amp = backend_name, amp
         self.is_capturable: bool = group["capturable"]
-        self.has_backup: bool = group["backup"]
+        self.copies = copies
+        self.wants_backup: bool = group["backup"]
+        # With copies parameters hold their true weights.
+        self.has_backup = copies is None and self.wants_backup
         self.num_looks = num_looks(group)
         self.params: list[Tensor] = list(group["params"])
         self.served = _Served([], list(self.params), [])
@@ -56,11 +67,12 @@ class GroupPlan:
         """The buckets of the parameters that have state."""
         return self.served.buckets
 
-    def fits(self, group: Group, rule: Rule) -> bool:
-        """Whether the plan was made for these parameters and this rule."""
+    def fits(self, group: Group, rule: Rule, copies: Copies | None) -> bool:
+        """Whether the plan was made for these parameters, this rule and these copies."""
         return (
             self.rule is rule
-            and self.has_backup == group["backup"]
+            and self.copies is copies
+            and self.wants_backup == group["backup"]
             and self.is_capturable == group["capturable"]
             and self.num_looks >= num_looks(group)
             and are_same(self.params, group["params"])
@@ -72,6 +84,8 @@ class GroupPlan:
         if not (self.are_fixed and are_same(values, self.checked)):
             check_running(self.group, self._changed(values))
             check_recoverable(self.group, self.rule)
+            if self.copies is not None:
+                check_in_step(self.group)
             self.are_fixed = _FIXED.issuperset(map(type, values))
             self.checked, self.known_settings = values, None
 
@@ -84,17 +98,29 @@ class GroupPlan:
 
     def stands(self, rule: Rule, state: AllStates) -> bool:
         """Whether nothing but gradients has changed, and `standing_step` may follow."""
-        group = self.group
-        target: Mode = "predicted" if group["predict_in_step"] else "true"
-        if self.standings is None or group["weights_are"] != target:
+        target = self.mode_after_step()
+        if self.standings is None or self.group["weights_are"] != target:
             return False
         if not self._serves_as_before(rule, state):
             return False
         for standing in self.standings:
             bucket = standing.bucket
-            if bucket.held is not bucket.uniform[target] or not standing.look():
+            if not (bucket.holds_all(target) and standing.look()):
                 return False
         return True
+
+    def has_fresh_copies(self) -> bool:
+        """Whether there are copies that follow from states and records of this moment."""
+        is_made = self.copies is not None and not self.is_frozen_anew()
+        return is_made and all(
+            bucket.holds_all("true") and bucket.can_recreate() and not bucket.ledger.is_written()
+            for bucket in self.buckets
+        )
+
+    def mode_after_step(self) -> Mode:
+        """What parameters hold after a step."""
+        is_moved = self.copies is None and self.group["predict_in_step"]
+        return "predicted" if is_moved else "true"
 
     def standing_step(self) -> None:
         """A step over all buckets, after `stands` has said yes."""
@@ -113,7 +139,7 @@ class GroupPlan:
 
     def _serves_as_before(self, rule: Rule, state: AllStates) -> bool:
         """Whether parameters, rule and state dicts are those of the last look."""
-        is_same = self.fits(self.group, rule) and holds([state], self.served.states)
+        is_same = self.fits(self.group, rule, self.copies) and holds([state], self.served.states)
         return is_same and not self.starting()
 
     def refresh(self, state: AllStates) -> None:
@@ -181,7 +207,7 @@ class GroupPlan:
             unknown |= {id(param) for param in _disturbed(bucket)}
         left = [p for bucket in stale for p in bucket.params if state.get(p)]
         given_up = [p for bucket in stale for p in bucket.params if not state.get(p)]
-        built = [self._bucket(same_kind, state, held) for same_kind in _by_kind([*left, *params])]
+        built = [self._bucket(same, state, held) for same in self._by_kind([*left, *params])]
         for bucket in built:
             if self.has_backup:
                 bucket.watch.doubt([id(param) in unknown for param in bucket.params])
@@ -202,7 +228,8 @@ class GroupPlan:
         states = [state[param] for param in params]
         # Overflow and captured steps: the host does not know what the device will have counted.
         on_device = (self.amp or self.is_capturable) and layout.host_must_not_wait(params[0].device)
-        return Bucket(
+        kind = Bucket if self.copies is None else CopyBucket
+        return kind(
             params,
             self.rule,
             self.has_backup,
@@ -211,20 +238,21 @@ class GroupPlan:
             holding,
             on_device,
             self.num_looks,
+            self.copies,
         )
+
+    def _by_kind(self, params: list[Tensor]) -> list[list[Tensor]]:
+        """Parameters that one bucket can serve, together."""
+        by_kind: dict[object, list[Tensor]] = {}
+        for param in params:
+            of_copy = self.copies and self.copies.kind_of(param).dtype
+            by_kind.setdefault((param.device, param.dtype, of_copy), []).append(param)
+        return list(by_kind.values())
 
     @property
     def is_predicted(self) -> bool:
         """Whether the group is said to hold predictions."""
         return bool(self.group["weights_are"] == "predicted")
-
-
-def _by_kind(params: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters that one bucket can serve, together."""
-    by_kind: dict[object, list[Tensor]] = {}
-    for param in params:
-        by_kind.setdefault((param.device, param.dtype), []).append(param)
-    return list(by_kind.values())
 
 
 def _held(bucket: Bucket, is_predicted: bool) -> list[bool]:

@@ -13,6 +13,7 @@ from wpadamw.accelerated import answer_through_accelerate
 from wpadamw.checks import plain_numbers
 from wpadamw.clients import Clients
 from wpadamw.compat import disable_dynamo, outside_inference_mode
+from wpadamw.copies import Keeping
 from wpadamw.upkeep import Plans, Upkeep
 
 
@@ -23,12 +24,14 @@ class Saving(Upkeep):
         self._put_in_order()
         state = {param: dict(entry) for param, entry in self.state.items()}
         own = {"state": defaultdict(dict, state), "_backend": self._backend, "_amp": self._amp}
+        own["_keeping"] = self._keeping.emptied()
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plans = Plans()
         self._clients = self.__dict__.get("_clients") or Clients()
+        self._keeping = self.__dict__.get("_keeping") or Keeping()
         if self._amp:
             self._step_supports_amp_scaling = True
         for group in self.param_groups:
@@ -51,8 +54,10 @@ class Saving(Upkeep):
             self._return_to(["true"] * len(self.param_groups))
         saved = super().state_dict()
         saved["param_groups"] = list(map(plain_numbers, saved["param_groups"]))
-        for group in saved["param_groups"]:
+        for own, group in zip(self.param_groups, saved["param_groups"], strict=True):
             group["rule"] = self._rule(group).name
+            if self._plan(own).copies is not None:
+                del group["backup"]  # there is none: whoever loads this has an option of its own
         return saved
 
     @disable_dynamo
@@ -86,4 +91,6 @@ class Saving(Upkeep):
             state_dict, self.param_groups, self.defaults, self.original, self._rule
         )
         self._replace(defaultdict(dict, state), groups)
+        if self._keeping.copies is not None:
+            self._keeping.copies.seen.clear()
         self._receive()

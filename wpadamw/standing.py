@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from wpadamw._backends import cpp
-from wpadamw._backends.extension import extension
+from wpadamw._backends.extension import dtype_code, extension
 from wpadamw.bucket import Bucket
-from wpadamw.compat import clear_autocast_cache, increment_version
+from wpadamw.compat import clear_autocast_cache
 from wpadamw.ledger import Ledger
 from wpadamw.rules.rule import Settings
 from wpadamw.tensors import PythonLayouts
@@ -31,9 +31,10 @@ class Standing:
             bucket.ledger.tensors,
             bucket.states,
             bucket.state_values,
+            dtype_code(bucket.dtype),
             bucket.ledger.steps.data_ptr(),
             bucket.ledger.predictions.data_ptr(),
-            increment_version,
+            bucket.increment,
         )
         self.count = -1
         operation = extension().Operation

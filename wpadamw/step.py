@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket, StepCall
-from wpadamw.checks import Mode
 from wpadamw.plan import GroupPlan
 from wpadamw.rules.rule import Settings
 from wpadamw.scaling import Scaling
@@ -22,7 +21,7 @@ class GroupStep(NamedTuple):
     def run(self) -> None:
         """Fails only where it is interrupted; otherwise the group ends wholly in one mode."""
         group, settings = self.plan.group, self.plan.settings()
-        target: Mode = "predicted" if group["predict_in_step"] else "true"
+        target = self.plan.mode_after_step()
         if target == "predicted":
             group["weights_are"] = target  # "true" is said only where all parameters are
         for bucket, grads in zip(self.plan.buckets, self.grads, strict=True):

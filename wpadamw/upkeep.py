@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from wpadamw import _backends, identify, layout, loading
 from wpadamw.accelerated import answer_through_accelerate
 from wpadamw.bucket import Bucket
-from wpadamw.checks import Group, Mode, check_mode, check_step
+from wpadamw.checks import Group, Mode, check_in_step, check_mode, check_step
 from wpadamw.clients import Clients
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
@@ -26,6 +26,7 @@ from wpadamw.compat import (
     outside_inference_mode,
     warn_caller,
 )
+from wpadamw.copies import Copies, Keeping, Kind, check_compute_dtype
 from wpadamw.plan import GroupPlan
 from wpadamw.rules.rule import Rule
 from wpadamw.scaling import Clipping
@@ -70,9 +71,19 @@ class Upkeep(Optimizer):
     # The optimizer whose arguments, texts and checkpoints a subclass takes over.
     original: ClassVar[type[Optimizer]]
 
-    def __init__(self, params: ParamsT, defaults: Group, *, amp: bool, backend: str) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: Group,
+        *,
+        amp: bool,
+        backend: str,
+        compute_dtype: torch.dtype | None,
+    ) -> None:
         _backends.check_available(backend)
+        check_compute_dtype(compute_dtype)
         self._plans, self._clients = Plans(), Clients()
+        self._keeping = Keeping(None if compute_dtype is None else Copies(Kind(compute_dtype)))
         self._backend = backend
         self._amp = amp
         if amp:
@@ -91,14 +102,28 @@ class Upkeep(Optimizer):
     def _plan(self, group: Group) -> GroupPlan:
         """The group's plan, fit for the parameters and state of this moment."""
         check_mode(group)
-        rule, plan = self._rule(group), self._plans.of(group)
-        if plan is None or not plan.fits(group, rule):
+        plan, copies = self._plans.of(group), self._copies()
+        if plan is None or not plan.fits(group, self._rule(group), copies):
+            if plan is None and copies is not None:
+                plan = self._new_plan(group, None)  # knows the way back from predictions
             if plan is not None:
                 self._leave(plan)
-            plan = GroupPlan(group, tuple(self.defaults), rule, self._backend, self._amp)
+            plan = self._new_plan(group, copies)
             self._plans.by_group[id(group)] = plan
         plan.refresh(self.state)
         return plan
+
+    def _copies(self) -> Copies | None:
+        """The copies that hold predictions.
+
+        None while it is not known which weights a checkpoint brings: until then they are told apart
+        by means of a backup.
+        """
+        return self._keeping.copies if self._plans.loaded == "no" else None
+
+    def _new_plan(self, group: Group, copies: Copies | None) -> GroupPlan:
+        options = tuple(self.defaults)
+        return GroupPlan(group, options, self._rule(group), self._backend, self._amp, copies)
 
     def _leave(self, plan: GroupPlan) -> None:
         """Goes to true weights by the options under which the predictions were made."""
@@ -148,6 +173,8 @@ class Upkeep(Optimizer):
         self._finish_loading()
         if self._plans.is_interrupted:
             self._put_in_order()
+        if self._keeping.copies is not None:
+            return
         pairs = zip(self.param_groups, modes, strict=False)
         moving = [(group, mode) for group, mode in pairs if group["weights_are"] != mode]
         for group, _ in moving:
@@ -191,6 +218,36 @@ class Upkeep(Optimizer):
         self._plans.is_interrupted = True
         for plan in plans:
             plan.follow_freezing()
+        self._plans.is_interrupted = False
+
+    # Copies.
+
+    def _keep_copies(self, copies: Copies | None) -> None:
+        """Has predictions go to these copies from now on, or to the parameters; all are true."""
+        for group in self.param_groups:
+            if copies is not None:
+                check_in_step(group)
+        self._keeping.copies = copies
+
+    def _refresh_copies(self) -> None:
+        """Brings copies up to date where states were written to, or parameters frozen."""
+        plans = [self._plans.of(group) for group in self.param_groups]
+        is_known = (
+            self._plans.loaded == "no" and not self._plans.is_interrupted and None not in plans
+        )
+        if not (is_known and all(plan.has_fresh_copies() for plan in plans if plan is not None)):
+            self._renew_copies()
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def _renew_copies(self, anew: bool = False) -> None:
+        """Brings the copies that hold predictions up to date, or computes all of them ``anew``."""
+        self._finish_loading()
+        for group in self.param_groups:
+            if anew and (plan := self._plans.of(group)) is not None:
+                for bucket in plan.buckets:
+                    bucket.state_versions = None
+            self._refreshed(group).follow_freezing()
         self._plans.is_interrupted = False
 
     # Weights from outside.
@@ -247,6 +304,9 @@ class Upkeep(Optimizer):
         for bucket in (bucket for plan in plans if not plan.has_backup for bucket in plan.buckets):
             bucket.watch.own()  # there is no copy to compare with: this is the model file
         self._plans.loaded = "received"
+        if self._keeping.copies is not None:
+            for plan in plans:
+                self._leave(plan)
         if any(bucket.watch.are_sharded for plan in plans for bucket in plan.buckets):
             forget_gathered()
         self._warn([(g, [p for p in of if id(p) in self._plans.carried]) for g, of in foreign])

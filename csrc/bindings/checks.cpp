@@ -84,18 +84,28 @@ void refuse_memory(const Argument& argument, const Memory& found) {
   refuse(argument, "be the address of at least " + num_bytes + " bytes", address);
 }
 
-void check_flat(const RuleInfo& rule, DType param_dtype, uintptr_t weight, const Addresses& state,
-                int64_t num_bytes, size_t alignment) {
+void check_state(const RuleInfo& rule, const Addresses& state, int64_t num_bytes,
+                 size_t alignment) {
   check_size("state", state.size(), rule.state.size());
   for (size_t k = 0; k < state.size(); ++k) {
     check_memory({"state", k}, {state[k], num_bytes, alignment});
   }
-  const bool is_narrow = size_of(param_dtype) < real_size_of(param_dtype);
-  if (weight != 0 || (rule.can_step && is_narrow)) {
-    check_memory("weight", {weight, num_bytes, alignment});
+}
+
+void check_sources(const RuleInfo& rule, DType param_dtype, bool has_weights, bool has_elements) {
+  if (has_weights || !has_elements || !rule.can_step) return;
+  if (size_of(param_dtype) < real_size_of(param_dtype)) {
+    refuse("param_dtype", "be float32 or float64 without weights", name_of(param_dtype));
   }
-  if (weight == 0 && num_bytes > 0 && rule.can_step && !rule.can_recover) {
-    refuse("rule", "be one that recovers weights where weight is 0", rule.name);
+  if (!rule.can_recover) {
+    refuse("rule", "be one that recovers weights where there are none apart", rule.name);
+  }
+}
+
+void check_weights(const Addresses& weights, const std::vector<int64_t>& numels, size_t size) {
+  check_size("weights", weights.size(), numels.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    check_memory({"weights", i}, {weights[i], numels[i] * static_cast<int64_t>(size), size});
   }
 }
 

@@ -68,10 +68,13 @@ inline void check_memory(const Argument& argument, const Memory& found) {
   if (!found.is_possible()) refuse_memory(argument, found);
 }
 
-// What a bucket keeps flat: the true weights, which parameters narrower than their state need, and
-// rules that cannot recover them, and each kind of state. All are of the same size.
-void check_flat(const RuleInfo& rule, DType param_dtype, uintptr_t weight, const Addresses& state,
-                int64_t num_bytes, size_t alignment);
+// The flat buffers of a bucket, one of each kind of state.
+void check_state(const RuleInfo& rule, const Addresses& state, int64_t num_bytes, size_t alignment);
+
+// True weights apart from the parameters: what is narrower than its state needs them, and rules that
+// cannot recover them do.
+void check_sources(const RuleInfo& rule, DType param_dtype, bool has_weights, bool has_elements);
+void check_weights(const Addresses& weights, const std::vector<int64_t>& numels, size_t size);
 
 void check_can_step(const RuleInfo& rule);
 void check_has_terms(const RuleInfo& rule);

@@ -23,23 +23,25 @@ using Sizes = std::vector<int64_t>;
 constexpr int kMaxThreads = 4096;
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& params,
-                        const Sizes& offsets, const Sizes& numels, uintptr_t weight,
+                        const Sizes& offsets, const Sizes& numels, const Addresses& weights,
                         const Addresses& state, int num_looks) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
   check_range("num_looks", num_looks, 1, kMaxLooks);
   bucket.num_looks = num_looks;
   bucket.param_dtype = param_dtype;
-  bucket.weight = reinterpret_cast<void*>(weight);
   check_code("param_dtype", param_dtype);
   const int64_t past = check_spans(param_dtype, params, offsets, numels);
   const size_t real_size = real_size_of(param_dtype);
-  check_flat(bucket.rule(), param_dtype, weight, state, past * static_cast<int64_t>(real_size),
-             real_size);
+  bucket.has_weights = !weights.empty();
+  check_state(bucket.rule(), state, past * static_cast<int64_t>(real_size), real_size);
+  check_sources(bucket.rule(), param_dtype, bucket.has_weights, past > 0);
+  if (bucket.has_weights) check_weights(weights, numels, real_size);
   for (const uintptr_t address : state) bucket.state.push_back(reinterpret_cast<void*>(address));
   bucket.spans.resize(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     bucket.spans[i].param = params[i];
+    if (bucket.has_weights) bucket.spans[i].weight = weights[i];
     bucket.spans[i].offset = offsets[i];
     bucket.spans[i].numel = numels[i];
     bucket.most_bytes = std::max(bucket.most_bytes, numels[i] * static_cast<int64_t>(real_size));
@@ -191,7 +193,7 @@ void bind_cpu(py::module_& m) {
   auto bucket = py::class_<BoundBucket>(m, "Bucket", py::module_local());
   bucket
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("params"),
-           py::arg("offsets"), py::arg("numels"), py::arg("weight"), py::arg("state"),
+           py::arg("offsets"), py::arg("numels"), py::arg("weights"), py::arg("state"),
            py::arg("num_looks") = 1)
       .def_property_readonly("completed", &completed)
       .def("set_grads", &set_grads, py::arg("grads"))

@@ -45,7 +45,7 @@ struct BoundBucket : cuda::Bucket {
 };
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t chunks,
-                        int64_t num_chunks, int64_t num_tensors, uintptr_t grads, uintptr_t weight,
+                        int64_t num_chunks, int64_t num_tensors, uintptr_t grads, bool has_weights,
                         const Addresses& state, int num_looks) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
@@ -56,14 +56,14 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t ch
   check_range("num_chunks", num_chunks, 0, kMaxBlocks);
   check_range("num_tensors", num_tensors, has_elements, kMaxTensors);
   // How large they are stands in device memory: at least one access.
-  check_flat(bucket.rule(), param_dtype, weight, state, has_elements * cuda::kAccessBytes,
-             cuda::kAccessBytes);
+  check_state(bucket.rule(), state, has_elements * cuda::kAccessBytes, cuda::kAccessBytes);
+  check_sources(bucket.rule(), param_dtype, has_weights, has_elements);
   bucket.param_dtype = param_dtype;
   bucket.chunks = array<const cuda::Chunk>("chunks", chunks, num_chunks);
   bucket.num_chunks = num_chunks;
   bucket.num_tensors = num_tensors;
   bucket.grads = array<const uintptr_t>("grads", grads, has_elements ? num_tensors : 0);
-  bucket.weight = pointer<void>(weight);
+  bucket.has_weights = has_weights;
   for (const uintptr_t address : state) bucket.state.push_back(pointer<void>(address));
   return bucket;
 }
@@ -181,7 +181,7 @@ void bind_cuda(py::module_& m) {
   auto bucket = py::class_<BoundBucket>(m, "Bucket", py::module_local());
   bucket
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("chunks"),
-           py::arg("num_chunks"), py::arg("num_tensors"), py::arg("grads"), py::arg("weight"),
+           py::arg("num_chunks"), py::arg("num_tensors"), py::arg("grads"), py::arg("has_weights"),
            py::arg("state"), py::arg("num_looks") = 1)
       .def("run_row", &run_row, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("num_rows"), py::arg("grad_factor"), py::arg("grad_factor_address"),

@@ -28,8 +28,8 @@ struct Parts {
 
 class Standing {
  public:
-  Standing(Parts parts, uintptr_t steps, uintptr_t records, py::object increment)
-      : parts_(std::move(parts)), increment_(std::move(increment)) {
+  Standing(Parts parts, DType dtype, uintptr_t steps, uintptr_t records, py::object increment)
+      : parts_(std::move(parts)), dtype_(dtype), increment_(std::move(increment)) {
     const auto n = static_cast<int64_t>(bucket().spans.size());
     const int64_t num_numbers = n * bucket().record_width();
     check_size("params", parts_.params.size(), bucket().spans.size());
@@ -52,7 +52,7 @@ class Standing {
     if (!found) return -1;
     use_grads(bucket(), found->addresses);
     grads_ = std::move(grads);
-    grad_dtype_ = found->are_float32 ? DType::kFloat32 : bucket().param_dtype;
+    grad_dtype_ = found->are_float32 ? DType::kFloat32 : dtype_;
     return static_cast<int64_t>(steps_[0]);
   }
 
@@ -64,7 +64,7 @@ class Standing {
     const RuleInfo& rule = bucket().rule();
     check_size("row", row.size(), static_cast<size_t>(bucket().row_width()));
     std::vector<double> rows(row);
-    if (holds_prediction && bucket().weight == nullptr && records_[0] == kMade) {
+    if (holds_prediction && !bucket().has_weights && records_[0] == kMade) {
       rows.resize(row.size() + rule.step.size());
       rows.insert(rows.end(), records_ + 1, records_ + bucket().record_width());
     }
@@ -88,7 +88,7 @@ class Standing {
     const auto is_common = [&](float count) { return count == steps_[0]; };
     if (n == 0 || !std::all_of(steps_, steps_ + n, is_common)) return false;
     // Records are needed where true weights are computed from predictions.
-    return bucket().weight != nullptr ||
+    return bucket().has_weights ||
            std::equal(records_ + width, records_ + n * width, records_);
   }
 
@@ -104,6 +104,7 @@ class Standing {
   }
 
   Parts parts_;
+  DType dtype_;  // of parameters: predictions may go to copies of another one
   float* steps_ = nullptr;
   double* records_ = nullptr;
   py::object increment_, grads_;
@@ -112,9 +113,11 @@ class Standing {
 
 Standing make_standing(const py::object& bucket, const py::object& layouts, const py::list& params,
                        const py::list& flats, const py::list& ledger, const py::list& states,
-                       const py::list& values, uintptr_t steps, uintptr_t records,
+                       const py::list& values, DType dtype, uintptr_t steps, uintptr_t records,
                        const py::object& increment) {
-  return {{bucket, layouts, params, flats, ledger, states, values}, steps, records, increment};
+  check_grad_dtype(dtype, made<BoundBucket>(bucket).param_dtype);
+  return {{bucket, layouts, params, flats, ledger, states, values}, dtype, steps, records,
+          increment};
 }
 
 int64_t look(const py::object& self, const py::object& of_params, const py::object& of_flats,
@@ -135,7 +138,7 @@ void bind_standing(py::module_& m) {
   standing
       .def(py::init(&make_standing), py::arg("bucket"), py::arg("layouts"), py::arg("params"),
            py::arg("flats"), py::arg("ledger"), py::arg("states"), py::arg("values"),
-           py::arg("steps"), py::arg("records"), py::arg("increment"))
+           py::arg("dtype"), py::arg("steps"), py::arg("records"), py::arg("increment"))
       .def("look", &look, py::arg("of_params"), py::arg("of_flats"), py::arg("of_ledger"))
       .def("step", &step, py::arg("operation"), py::arg("row"), py::arg("holds_prediction"),
            py::arg("grad_factor"), py::arg("num_threads"), py::arg("of_params"));

@@ -14,9 +14,9 @@ constexpr int64_t kBlock = 32;
 // One tensor of a call.
 struct Task {
   uintptr_t param;
+  uintptr_t weight;  // 0: there is none apart from the parameter
   uintptr_t grad;
   int64_t offset;
-  void* weight;
   void* const* state;
   const double* row;
   const double* held;  // row of the prediction that the parameter holds, where it holds one

@@ -16,9 +16,9 @@ struct Tensor {
   using Look = typename Rule::template Look<real_t>;
 
   param_t* param;
+  real_t* weight;  // or null
   const void* grad;
   bool has_real_grad;
-  real_t* weight = nullptr;
   Values<real_t*, Rule::kNumStates> state;
   real_t grad_factor;
   RowOf<Rule, real_t> row;
@@ -29,6 +29,7 @@ struct Tensor {
 
   explicit WPADAMW_HOST_DEVICE Tensor(const Task& task)
       : param(reinterpret_cast<param_t*>(task.param)),
+        weight(reinterpret_cast<real_t*>(task.weight)),
         grad(reinterpret_cast<const void*>(task.grad)),
         has_real_grad(task.has_real_grad),
         grad_factor(static_cast<real_t>(task.grad_factor)),
@@ -39,7 +40,6 @@ struct Tensor {
       held = round_look<Rule, real_t>(task.held);
       held_looks = task.held + kNumStep<Rule>;
     }
-    if (task.weight != nullptr) weight = static_cast<real_t*>(task.weight) + task.offset;
     for (int k = 0; k < Rule::kNumStates; ++k) {
       state.at[k] = static_cast<real_t*>(task.state[k]) + task.offset;
     }

@@ -22,7 +22,7 @@ constexpr int64_t kStreamingBytes = int64_t{8} << 20;
 bool is_idle(const Bucket& bucket, const Call& call, const Span& span) {
   if (is_step(call.operation)) return span.grad == 0;
   const bool moves = call.operation == Operation::kPredict ? span.row >= 0 : span.held >= 0;
-  return bucket.weight == nullptr && !moves;
+  return !bucket.has_weights && !moves;
 }
 
 // A prediction that moves nothing leads to the true weights.
@@ -38,7 +38,7 @@ int64_t busy_elements(const Bucket& bucket, const Call& call) {
 }
 
 Source source_of(const Bucket& bucket, const Call& call, const Span& span) {
-  if (bucket.weight != nullptr) return Source::kBackup;
+  if (bucket.has_weights) return Source::kBackup;
   const bool is_true = span.held < 0 || call.operation == Operation::kPredict;
   return is_true ? Source::kParam : Source::kPrediction;
 }
@@ -46,11 +46,15 @@ Source source_of(const Bucket& bucket, const Call& call, const Span& span) {
 Task task_of(const Bucket& bucket, const Call& call, const Span& span) {
   const DType real = bucket.param_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   const auto row = [&](int32_t i) { return call.scalars + int64_t{i} * call.row_width; };
-  return {span.param,           span.grad,
-          span.offset,          bucket.weight,
-          bucket.state.data(),  row(std::max(span.row, 0)),
+  return {span.param,
+          span.weight,
+          span.grad,
+          span.offset,
+          bucket.state.data(),
+          row(std::max(span.row, 0)),
           span.held < 0 ? nullptr : row(span.held),
-          call.grad_factor,     call.grad_dtype == real,
+          call.grad_factor,
+          call.grad_dtype == real,
           bucket.num_looks};
 }
 

@@ -18,7 +18,6 @@ struct Arguments {
   const Chunk* chunks;
   const uintptr_t* grads;
   int64_t num_tensors;
-  real_t* weight;
   Values<real_t*, Rule::kNumStates> state;
   const double* scalars;
   const int32_t* index;
@@ -35,7 +34,6 @@ struct Arguments {
       : chunks(bucket.chunks),
         grads(bucket.grads),
         num_tensors(bucket.num_tensors),
-        weight(static_cast<real_t*>(bucket.weight)),
         scalars(call.rows.scalars),
         index(call.rows.index),
         holds_prediction(call.rows.held != nullptr),
@@ -117,7 +115,7 @@ struct Elements {
                       uintptr_t grad_address)
       : param(reinterpret_cast<param_t*>(arguments.memory + chunk.param)),
         grad(reinterpret_cast<const grad_t*>(arguments.memory + grad_address) + chunk.begin),
-        weight(arguments.weight + chunk.offset),
+        weight(reinterpret_cast<real_t*>(arguments.memory + chunk.weight)),
         numel(chunk.numel),
         holds_prediction(kMayHoldPrediction && arguments.holds_prediction_of(chunk.tensor)),
         grad_factor(arguments.factor()),
@@ -129,7 +127,8 @@ struct Elements {
 
   // The state is always aligned: tensors and chunks begin at multiples of whole packs there.
   __device__ bool has_packs() const {
-    return is_aligned(param) && (!is_step(kOperation) || is_aligned(grad));
+    return is_aligned(param) && (!kHasBackup || is_aligned(weight)) &&
+           (!is_step(kOperation) || is_aligned(grad));
   }
 
   template <int kN>

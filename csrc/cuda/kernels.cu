@@ -55,7 +55,7 @@ int position_of(const Bucket& bucket, const Call& call) {
 void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
   if (bucket.num_chunks == 0) return;
   const RunTable& table = kernels.run[position_of(bucket, call)];
-  table.at[static_cast<int>(call.operation)][bucket.weight != nullptr](bucket, call);
+  table.at[static_cast<int>(call.operation)][bucket.has_weights](bucket, call);
 }
 
 void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
@@ -63,7 +63,7 @@ void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num
   if (bucket.num_tensors == 0) return;
   if (bucket.num_chunks > 0) {
     const SumTable& table = kernels.sum[position_of(bucket, call)];
-    table.at[bucket.weight != nullptr](bucket, call, partial);
+    table.at[bucket.has_weights](bucket, call, partial);
   }
   const int64_t num_blocks = (bucket.num_tensors + kThreadsPerBlock - 1) / kThreadsPerBlock;
   const cudaLaunchConfig_t config = launch_config(num_blocks, kThreadsPerBlock, call.stream);

@@ -20,7 +20,8 @@ constexpr int kAccessBytes = 16;
 
 // The share of one block: up to kChunkNumel elements of one tensor, in memory order.
 struct Chunk {
-  uintptr_t param;  // address of the chunk's first element
+  uintptr_t param;   // address of the chunk's first element
+  uintptr_t weight;  // address of its true weight, where the bucket has them apart
   int64_t offset;   // of its state in the flat buffers, in elements
   int64_t begin;    // of the chunk in its tensor, in elements
   int32_t tensor;
@@ -34,7 +35,7 @@ struct Bucket {
   int64_t num_chunks = 0;
   int64_t num_tensors = 0;
   const uintptr_t* grads = nullptr;  // per tensor; 0: no gradient, steps leave it alone
-  void* weight = nullptr;            // flat backup of the true weights, or null
+  bool has_weights = false;          // true weights, apart from what parameters hold
   std::vector<void*> state;          // flat, one of each kind
   int num_looks = 1;                 // of a row of scalars
 };

@@ -41,7 +41,7 @@ class Kernels:
             params=[param.data_ptr() for param in bucket.params],
             offsets=bucket.offsets,
             numels=[param.numel() for param in bucket.params],
-            weight=0 if bucket.weight_flat is None else bucket.weight_flat.data_ptr(),
+            weights=[weight.data_ptr() for weight in bucket.weight or ()],
             state=[flat.data_ptr() for flat in bucket.state_flat],
             num_looks=bucket.num_looks,
         )

@@ -44,7 +44,7 @@ class Kernels(DeviceKernels):
             num_chunks=self.table.num_chunks,
             num_tensors=self.table.num_params,
             grads=self.table.grads.tensor.data_ptr(),
-            weight=_address(bucket.weight_flat),
+            has_weights=bucket.weight is not None,
             state=[flat.data_ptr() for flat in bucket.state_flat],
             num_looks=bucket.num_looks,
         )

@@ -13,25 +13,31 @@ from wpadamw.rules.summing import CHUNK_NUMEL
 def chunk_table(bucket: BucketTensors) -> Tensor:
     """One row per chunk, int64 on the host: struct Chunk of ``csrc/cuda/launch.h``.
 
-    Columns: address of its first parameter, offset of its state in the flat buffers, its begin in
-    its tensor (both in elements), and the tensor's index plus 2^32 times its number of elements.
+    Columns: addresses of its first parameter and true weight (0: they are not apart), offset of its
+    state in the flat buffers, its begin in its tensor (both in elements), and the tensor's index
+    plus 2^32 times its number of elements.
     """
     numels = torch.tensor([param.numel() for param in bucket.params], dtype=torch.int64)
     num_chunks = (numels + CHUNK_NUMEL - 1) // CHUNK_NUMEL  # none for an empty tensor
     index = torch.repeat_interleave(num_chunks)
     first = torch.cumsum(num_chunks, 0) - num_chunks
     begin = (torch.arange(len(index)) - first[index]) * CHUNK_NUMEL
-    addresses = torch.tensor([param.data_ptr() for param in bucket.params], dtype=torch.int64)
     numel = (numels[index] - begin).clamp(max=CHUNK_NUMEL)
     return torch.stack(
         [
-            addresses[index] + begin * bucket.params[0].element_size(),
+            _addresses(bucket.params, index, begin),
+            _addresses(bucket.weight, index, begin) if bucket.weight else torch.zeros_like(index),
             torch.tensor(bucket.offsets, dtype=torch.int64)[index] + begin,
             begin,
             index + (numel << 32),
         ],
         dim=1,
     )
+
+
+def _addresses(tensors: list[Tensor], index: Tensor, begin: Tensor) -> Tensor:
+    first = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
+    return first[index] + begin * tensors[0].element_size()
 
 
 class DeviceTable:

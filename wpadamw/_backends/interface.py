@@ -78,14 +78,18 @@ class LedgerTensors(NamedTuple):
 
 @dataclass
 class BucketTensors:
-    """Dense real tensors, one per parameter; each parameter's have the same shape and strides."""
+    """Dense real tensors, one per parameter; each parameter's have the same shape and strides.
+
+    ``params`` are what predictions are written to, and ``weight`` holds the true weights where they
+    lie apart: in a backup of the parameters, or in the parameters, where ``params`` are copies.
+    """
 
     rule: Rule
     params: list[Tensor]
     offsets: list[int]  # of each parameter in the flat buffers, in elements
-    weight_flat: Tensor | None
+    weight_flat: Tensor | None  # the buffer behind `weight`, if that is a backup
     state_flat: list[Tensor]
-    weight: list[Tensor] | None
+    weight: list[Tensor] | None  # of the state's dtype
     state: list[list[Tensor]]  # [kind][parameter]
     num_looks: int = 1  # of a row of scalars
 

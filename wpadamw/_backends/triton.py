@@ -117,13 +117,14 @@ class Kernels(DeviceKernels):
         return getattr(self.rule, name, None) if is_needed else None
 
     def _recover(self, may_hold_prediction: bool) -> Any:
-        return self._function("recover", may_hold_prediction and self.bucket.weight_flat is None)
+        return self._function("recover", may_hold_prediction and self.bucket.weight is None)
 
     def _types(self, grad_dtype: torch.dtype, num_accesses: int = 2) -> dict[str, Any]:
         """The types of the arrays; of each a thread does so many accesses in a whole chunk."""
         width = 16 // self.state_dtype.itemsize  # elements of a 16-byte access of the state
         return {
             **self.widths,
+            "HAS_WEIGHTS": self.bucket.weight is not None,
             "NUM_STATES": len(self.bucket.state_flat),
             "PARAM_DTYPE": _triton_dtype(self.param_dtype),
             "GRAD_DTYPE": _triton_dtype(grad_dtype),
@@ -155,7 +156,7 @@ class Kernels(DeviceKernels):
     def _arguments(self, rows: Rows, factor: Tensor) -> tuple[Any, ...]:
         """What every kernel over a bucket is given."""
         table, bucket = self.table, self.bucket
-        arrays = (table.chunks, table.grads.tensor, bucket.weight_flat, tuple(bucket.state_flat))
+        arrays = (table.chunks, table.grads.tensor, tuple(bucket.state_flat))
         return (*arrays, rows.scalars, rows.index, table.num_params, factor)
 
     def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ class Kernels(DeviceKernels):
 
     def _ends(self) -> Tensor:
         """Where the chunks of each tensor begin, and after them all where the last ones end."""
-        tensors = (self.table.chunks[:, 3] & 0xFFFFFFFF).contiguous()
+        tensors = (self.table.chunks[:, 4] & 0xFFFFFFFF).contiguous()
         places = torch.arange(self.table.num_params + 1, device=self.device)
         return torch.searchsorted(tensors, places)
 

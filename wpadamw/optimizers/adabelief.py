@@ -49,7 +49,8 @@ class WPAdaBelief(WeightPrediction):
             2 and the package do; ``"inside"`` to ``s_hat`` under the root; ``"outside"`` to the
             root alone, as Adam does.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, amp, backend: as in `WPAdamW`.
+            predict_decay, predict_in_step, backup, amp, backend,
+            compute_dtype: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -88,6 +89,7 @@ class WPAdaBelief(WeightPrediction):
         backup: bool = True,
         amp: bool = False,
         backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
         eps_mode: Literal["accumulating", "inside", "outside"] = "accumulating",
     ) -> None:
         super().__init__(locals())
@@ -119,7 +121,8 @@ class WPAdaM3(WeightPrediction):
         amsgrad, weight_decouple, fixed_decay, rectify, degenerated_to_sgd: as in `WPAdaBelief`. A
             rectified update has eps beside the root, too.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, amp, backend: as in `WPAdamW`.
+            predict_decay, predict_in_step, backup, amp, backend,
+            compute_dtype: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -157,6 +160,7 @@ class WPAdaM3(WeightPrediction):
         backup: bool = True,
         amp: bool = False,
         backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(locals())
 

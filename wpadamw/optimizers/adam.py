@@ -48,7 +48,8 @@ class WPAdam(WeightPrediction):
             saved.
         predict_decay: whether the prediction includes the decay, where that is decoupled.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_in_step, backup, amp, backend: as in `WPAdamW`.
+            predict_in_step, backup, amp, backend,
+            compute_dtype: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -83,6 +84,7 @@ class WPAdam(WeightPrediction):
         backup: bool = True,
         amp: bool = False,
         backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(locals())
 

@@ -57,6 +57,8 @@ class WPAdamW(WeightPrediction):
         amp: take part in the gradient scaler's protocol: the step unscales, and does nothing after
             an overflow; on CUDA devices the host does not wait to know.
         backend: ``"auto"`` or the name of a backend, see `wpadamw.backends`.
+        compute_dtype: keep a copy of each float32 parameter in this dtype and write the prediction
+            there; parameters stay true, without a backup. See `compute_copy`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -97,6 +99,7 @@ class WPAdamW(WeightPrediction):
         backup: bool = True,
         amp: bool = False,
         backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(locals())
 

@@ -39,7 +39,8 @@ class WPAdaPlus(WeightPrediction):
         outer_eps: add eps to the root, as the paper does. False: to ``s`` alone, as the released
             code does.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, amp, backend: as in `WPAdamW`.
+            predict_decay, predict_in_step, backup, amp, backend,
+            compute_dtype: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -73,6 +74,7 @@ class WPAdaPlus(WeightPrediction):
         backup: bool = True,
         amp: bool = False,
         backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
         outer_eps: bool = True,
     ) -> None:
         super().__init__(locals())

@@ -35,7 +35,8 @@ class WPNAdamW(WeightPrediction):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled decay, >= 0.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, amp, backend: as in `WPAdamW`.
+            predict_decay, predict_in_step, backup, amp, backend,
+            compute_dtype: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -68,6 +69,7 @@ class WPNAdamW(WeightPrediction):
         backup: bool = True,
         amp: bool = False,
         backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(locals())
 

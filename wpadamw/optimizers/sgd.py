@@ -39,7 +39,8 @@ class WPSGD(WeightPrediction):
         nesterov: update along the Nesterov mix of gradient and momentum.
         predict_decay: without effect: the decay is part of the momentum.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_in_step, backup, amp, backend: as in `WPAdamW`.
+            predict_in_step, backup, amp, backend,
+            compute_dtype: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -73,6 +74,7 @@ class WPSGD(WeightPrediction):
         backup: bool = True,
         amp: bool = False,
         backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(locals())
 
