@@ -27,6 +27,10 @@ OURS = "WPAdamW"
 OURS_WITHOUT_BACKUP = "WPAdamW(backup=False)"
 ROLLOUT = 'WPAdamW(prediction="rollout")'
 TRITON = 'WPAdamW(backend="triton")'
+FUSED_CAST = "AdamW(fused=True), and one cast"
+FUSED_CASTS = "AdamW(fused=True), and two casts"
+COPYING = "WPAdamW(compute_dtype=torch.bfloat16)"
+TRITON_COPYING = 'WPAdamW(compute_dtype=torch.bfloat16, backend="triton")'
 TRITON_WITHOUT_BACKUP = 'WPAdamW(backup=False, backend="triton")'
 SCALED = "WPAdamW(amp=True)"
 REPLAYED = "WPAdamW(capturable=True), a CUDA graph"
@@ -144,6 +148,11 @@ ENTRANTS = (
     Entrant(FUSED_BF16, ".steppers:MasterWeights", _adam(), ("bf16",), 40),
     Entrant(OURS, _WP, _adam(), ("bf16",), STEP_BYTES, held_bytes=16),
     Entrant(TRITON, _WP, _adam(backend="triton"), ("bf16 cuda",), STEP_BYTES, held_bytes=16),
+    # With what is computed with: the weights or the prediction in bfloat16.
+    Entrant(FUSED_CAST, ".steppers:Casting", _adam(), ("cast",), 34),
+    Entrant(FUSED_CASTS, ".steppers:Casting", _adam(num_casts=2), ("cast",), 40),
+    Entrant(COPYING, ".steppers:Copying", _adam(), ("cast",), 30),
+    Entrant(TRITON_COPYING, ".steppers:Copying", _adam(backend="triton"), ("cast cuda",), 30),
     # Trainings.
     Entrant("AdamW", _TORCH, _adam(fused=True), _CORE, is_averaged=True),
     *(

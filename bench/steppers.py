@@ -85,6 +85,38 @@ def _gradient(param: Tensor) -> Tensor:
     return param.grad
 
 
+class Casting:
+    """Torch's fused step, and the weights cast to bfloat16: as often as layers are gathered.
+
+    Bytes: 28 for the step, 6 for a cast.
+    """
+
+    def __init__(self, params: list[Parameter], num_casts: int = 1, **options: Any) -> None:
+        self.params: list[Tensor] = [*params]
+        self.copies = [torch.empty_like(param, dtype=torch.bfloat16) for param in params]
+        self.num_casts, self.optimizer = num_casts, AdamW(params, fused=True, **options)
+        self.state = [self.copies, self.optimizer.state]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step and cast."""
+        self.optimizer.step()
+        for _ in range(self.num_casts):
+            torch._foreach_copy_(self.copies, self.params)
+
+
+class Copying:
+    """A step that writes the prediction in bfloat16.
+
+    Bytes: 28 for the step, 2 for the copy.
+    """
+
+    def __init__(self, params: list[Parameter], **options: Any) -> None:
+        optimizer = WPAdamW(params, compute_dtype=torch.bfloat16, **options)
+        self.state = [optimizer.state, list(map(optimizer.compute_copy, params))]
+        self.step = optimizer.step
+
+
 class Compiled:
     """A step of torch's AdamW as Inductor compiles it."""
 

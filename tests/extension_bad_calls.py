@@ -90,8 +90,20 @@ BAD_CPU = {
         ),
         ("numels", [MOST, 0, 1], f"the sum of numels must be <= {MOST}, got {MOST + 1}"),
         ("numels", [3, 0], "numels must have 3 entries, got 2"),
-        ("weight", 4098, "weight must be a multiple of 4, got 4098"),
-        ("weight", 2**64 - 4, "weight must be the address of at least 416 bytes"),
+        ("weights", [64], "weights must have 3 entries, got 1"),
+        ("weights", [64, 0, 64, 0], "weights must have 3 entries, got 4"),
+        (
+            "weights",
+            replaced("weights", 0, 0),
+            "weights[0] must be the address of at least 12 bytes",
+        ),
+        ("weights", replaced("weights", 0, 4098), "weights[0] must be a multiple of 4, got 4098"),
+        ("weights", replaced("weights", 1, 2), "weights[1] must be a multiple of 4, got 2"),
+        (
+            "weights",
+            replaced("weights", 2, 2**64 - 4),
+            f"weights[2] must be the address of at least 160 bytes, got {2**64 - 4}",
+        ),
         ("state", replaced("state", 1, 0), "state[1] must be the address of at least 416 bytes"),
         ("state", replaced("state", 0, 4097), "state[0] must be a multiple of 4, got 4097"),
     ],
@@ -117,15 +129,14 @@ BAD_CPU = {
 BAD_CUDA = {
     "Bucket": [
         *BAD_FLAT,
-        ("chunks", 0, "chunks must be the address of at least 64 bytes, got 0"),
+        ("chunks", 0, "chunks must be the address of at least 80 bytes, got 0"),
         ("chunks", 4100, "chunks must be a multiple of 8, got 4100"),
-        ("chunks", 2**64 - 8, "chunks must be the address of at least 64 bytes"),
+        ("chunks", 2**64 - 8, "chunks must be the address of at least 80 bytes"),
         ("num_chunks", -1, "num_chunks must be >= 0, got -1"),
         ("num_chunks", 2**31, f"num_chunks must be <= {2**31 - 1}, got {2**31}"),
         ("num_tensors", 0, "num_tensors must be >= 1, got 0"),
         ("num_tensors", 2**31, f"num_tensors must be <= {2**31 - 1}, got {2**31}"),
         ("grads", 0, "grads must be the address of at least 24 bytes, got 0"),
-        ("weight", 4104, "weight must be a multiple of 16, got 4104"),
         ("state", replaced("state", 1, 0), "state[1] must be the address of at least 16 bytes"),
         ("state", replaced("state", 0, 4104), "state[0] must be a multiple of 16, got 4104"),
     ],
@@ -167,13 +178,19 @@ BAD_CUDA = {
     ],
 }
 OF_ANOTHER_TYPE = {
-    "Bucket": [("rule", None), ("param_dtype", 0), ("weight", -1), ("state", [2**64, 0])],
+    "Bucket": [
+        *[("rule", None), ("param_dtype", 0), ("state", [2**64, 0])],
+        *[("weights", 64), ("weights", [-1, 0, 0]), ("weights", [None] * 3), ("weights", None)],
+    ],
     "set_grads": [("grads", 64), ("grads", [-1, 0, 0]), ("grads", [None] * 3)],
     "run": [("scalars", [1.0]), ("num_rows", 2.5), ("index", None), ("num_threads", 2**31)],
     "sums": [("out", -1), ("grad_factor", "x")],
 }
+NO_WEIGHTS = "param_dtype must be float32 or float64 without weights, got bfloat16"
 NARROW = [
-    ("weight", 0, "weight must be the address of at least 416 bytes, got 0"),
+    ("weights", [], NO_WEIGHTS),
+    ("weights", replaced("weights", 0, 4098), "weights[0] must be a multiple of 4, got 4098"),
+    ("weights", replaced("weights", 2, 2**64 - 4), f"of at least 160 bytes, got {2**64 - 4}"),
     ("state", replaced("state", 1, 4098), "state[1] must be a multiple of 4, got 4098"),
     ("params", replaced("params", 0, 4097), "params[0] must be a multiple of 2, got 4097"),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Any
+from typing import Any, ClassVar
 
 NUMELS = [3, 0, 40]
 OFFSETS = [0, 64, 64]
@@ -53,6 +53,7 @@ class Calls:
     """Arguments with which each call succeeds, and the calls."""
 
     good: dict[str, dict[str, Any]]
+    none_apart: ClassVar[dict[str, Any]]  # of a bucket: no true weights apart from the parameters
     tables: tuple[str, ...] = ()  # blocks that hold addresses
 
     def __init__(self, extension: Any, dtype: str = "float32") -> None:
@@ -61,16 +62,16 @@ class Calls:
         numbers = self.memory.add_numbers
         self.params = [numbers(f"params[{i}]", n * size) if n else 0 for i, n in enumerate(NUMELS)]
         self.grads = [numbers(f"grads[{i}]", n * size) if n else 0 for i, n in enumerate(NUMELS)]
-        weight, *state = [
-            numbers(name, FLAT_NUMEL * real_size) for name in ("weight", "state[0]", "state[1]")
+        self.weights = [
+            numbers(f"weights[{i}]", n * real_size) if n else 0 for i, n in enumerate(NUMELS)
         ]
-        self.flat = {"weight": weight, "state": state}
+        self.state = [numbers(name, FLAT_NUMEL * real_size) for name in ("state[0]", "state[1]")]
         self.of_bucket = {"rule": "adamw", "param_dtype": getattr(extension.DType, dtype)}
         self.operation = {"operation": extension.Operation.step_and_predict}
         self.grad_dtype = {"grad_dtype": self.of_bucket["param_dtype"]}
         self.rows = {"scalars": self.memory.add("scalars", struct.pack("18d", *ROW, *ROW))}
         # A bucket of a rule that has terms to sum, beside the bucket of one that moves weights.
-        self.of_sums = {**self.of_bucket, "rule": "squares", "weight": 0, "state": []}
+        self.of_sums = {**self.of_bucket, **self.none_apart, "rule": "squares", "state": []}
 
     def call(self, name: str, **changes: Any) -> Any:
         """With good arguments, but for these."""
@@ -89,6 +90,8 @@ class Calls:
 class CpuCalls(Calls):
     """Of the bucket for CPU tensors."""
 
+    none_apart: ClassVar = {"weights": []}
+
     def __init__(self, extension: Any, dtype: str = "float32") -> None:
         super().__init__(extension, dtype)
         spans = {"params": self.params, "offsets": OFFSETS, "numels": NUMELS}
@@ -97,7 +100,7 @@ class CpuCalls(Calls):
         rest |= {"num_threads": 2, "instruction_set": "baseline"}
         out = self.memory.add("out", bytes(8 * len(NUMELS)))
         self.good = {
-            "Bucket": {**self.of_bucket, **spans, **self.flat},
+            "Bucket": {**self.of_bucket, **spans, "weights": self.weights, "state": self.state},
             "set_grads": {"grads": self.grads},
             "run": {**self.operation, **self.grad_dtype, **self.rows, **rest},
             "sums": {**self.grad_dtype, **self.rows, **rest, "out": out},
@@ -123,12 +126,13 @@ class CudaCalls(Calls):
     """Of the bucket for CUDA tensors, with kernels that run on the host."""
 
     tables = ("chunks", "addresses of gradients")
+    none_apart: ClassVar = {"has_weights": False}
 
     def __init__(self, extension: Any, dtype: str = "float32") -> None:
         super().__init__(extension, dtype)
         add, numbers, n = self.memory.add, self.memory.add_numbers, len(NUMELS)
         chunks = [
-            int64s(self.params[i], OFFSETS[i], 0, i + (NUMELS[i] << 32))
+            int64s(self.params[i], self.weights[i], OFFSETS[i], 0, i + (NUMELS[i] << 32))
             for i in range(n)
             if NUMELS[i]
         ]
@@ -148,8 +152,9 @@ class CudaCalls(Calls):
             "index": add("index of the ledger", bytes(2 * n * 4)),
         }
         of_call = {**self.operation, **self.grad_dtype, **self.rows}
+        flat = {"has_weights": True, "state": self.state}
         self.good = {
-            "Bucket": {**self.of_bucket, **table, **grads, **self.flat},
+            "Bucket": {**self.of_bucket, **table, **grads, **flat},
             "run_row": {**of_call, "num_rows": 2, **factor, **end},
             "run_rows": {**of_call, **index, **factor, **end},
             "sums": {**self.grad_dtype, **self.rows, **index, **factor, **sums, "stream": 0},

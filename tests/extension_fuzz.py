@@ -16,9 +16,8 @@ from extension_calls import Calls, CpuCalls, CudaCalls
 JUNK = [None, "x", 1.5, -1, 2**64, [], {}, b"x", object(), [None], ["x"], [2**64], 1j, Calls]
 SIZES_BEYOND = [-1, -(2**31), 2**31, 2**40, 2**63 - 1]
 LISTS_OF_SIZES = ("offsets", "numels")
-LISTS_OF_ADDRESSES = ("params", "state", "grads")
 # How a length is wrong differs, so that no two of them are wrong in agreement.
-WRONG_LENGTHS = {"params": 4, "offsets": 2, "numels": 1, "state": 5, "grads": 2}
+WRONG_LENGTHS = {"params": 4, "offsets": 2, "numels": 1, "weights": 6, "state": 5, "grads": 2}
 
 
 def spoil_entry(dice: random.Random, values: list[Any], bad: list[Any]) -> list[Any]:
@@ -44,7 +43,7 @@ def spoilt(dice: random.Random, name: str, good: Any) -> Any:
         "index": [4097, 2**64 - 4, -1, 2**64, None],
         "grad_factor": ["x", None, []],
         "grad_factor_address": [4097, 2**64 - 4, -1, 2**64, None],
-        "weight": addresses[1:],  # 0: no backup
+        "has_weights": ["x", b"x", [], {}, object()],  # what has a truth value will do
         "found_inf": [1, 4098, 2**64 - 2, -1, 2**64, None],
         "has_grad": [0, 2**64 - 2, -1, None],
         "stream": [-1, 2**64, None, "x"],

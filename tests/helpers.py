@@ -37,6 +37,13 @@ KINDS = {
 }
 NARROW = (torch.bfloat16, torch.float16)
 BACKUPS = {"backup": {}, "no-backup": {"backup": False}}
+# Predictions in copies of the parameters, which are float32 then.
+COPIES: dict[str, dict[str, Any]] = {
+    "bfloat16-copies": {"compute_dtype": torch.bfloat16},
+    "float16-copies": {"compute_dtype": torch.float16, "prediction_steps": 2.5},
+    "float32-copies": {"compute_dtype": torch.float32},
+}
+PLACES = {**BACKUPS, **COPIES}  # of true and predicted weights
 
 
 def kinds_and(options: Mapping[str, dict[str, Any]]) -> list[Any]:
@@ -45,8 +52,14 @@ def kinds_and(options: Mapping[str, dict[str, Any]]) -> list[Any]:
         pytest.param(*kind, chosen, id=f"{kind_name}-{name}")
         for kind_name, kind in KINDS.items()
         for name, chosen in options.items()
-        if chosen.get("backup", True) or kind[0] not in NARROW
+        if _go_together(kind[0], chosen)
     ]
+
+
+def _go_together(dtype: torch.dtype, options: dict[str, Any]) -> bool:
+    if "compute_dtype" in options:
+        return dtype is torch.float32
+    return options.get("backup", True) or dtype not in NARROW
 
 
 def missing_backends(expected: str, report: Mapping[str, Mapping[str, str | None]]) -> list[str]:
@@ -99,6 +112,8 @@ def assert_same_training(
             dtype = record_dtype if name == "prediction" else value.dtype
             expected = want.state[q][name].to(dtype)
             assert_same_bits(f"{name} of params[{i}]", value.to(dtype), expected)
+        if want._keeping.copies is not None:
+            assert_same_bits(f"copy of params[{i}]", got.compute_copy(p), want.compute_copy(q))
 
 
 # Values.
@@ -136,7 +151,8 @@ def load_mid_training(optimizer: WPAdamW, step: int, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     groups = optimizer.state_dict()["param_groups"]
     for group in groups:
-        del group["weights_are"], group["backup"]
+        del group["weights_are"]
+        group.pop("backup", None)  # with copies there is none
     names = optimizer._rule(groups[0]).state_names
     state = {
         i: mid_training_state(param, step, generator, names)

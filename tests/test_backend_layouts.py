@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import (
     BACKENDS,
-    BACKUPS,
+    PLACES,
     Twins,
     assert_same_bits,
     kinds_and,
@@ -74,7 +74,7 @@ class GuardedTwins(Twins):
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2, 3])
-@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(PLACES))
 def test_neighbours_of_parameters_at_odd_addresses_survive(
     dtype, grad_dtype, options, offset, generator
 ):

@@ -10,7 +10,9 @@ import torch
 from helpers import (
     BACKENDS,
     BACKUPS,
+    COPIES,
     KINDS,
+    PLACES,
     PinnedTable,
     Twins,
     assert_same_bits,
@@ -55,9 +57,11 @@ OPTIONS = {
     "rollout": {"prediction": "rollout", "prediction_steps": 2.5, "weight_decay": 0.3},
     "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 2.5, "backup": False},
     "predict-apart": {"predict_in_step": False},
+    **COPIES,
+    "rollout-copies": {"prediction": "rollout", "compute_dtype": torch.bfloat16},
 }
 INSTRUCTION_SET_OPTIONS = {
-    **BACKUPS,
+    **PLACES,
     "amsgrad": {"amsgrad": True, "prediction_steps": 2.5},
     "amsgrad-no-backup": {"amsgrad": True, "backup": False},
 }
@@ -78,7 +82,7 @@ def test_kernels_equal_the_specification(dtype, grad_dtype, options, step, gener
 
 
 @pytest.mark.parametrize("case", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(PLACES))
 def test_kernels_equal_the_specification_for_every_rule(
     dtype, grad_dtype, options, case, generator
 ):
@@ -92,7 +96,7 @@ def test_kernels_equal_the_specification_for_a_single_tensor(dtype, grad_dtype, 
     twins([numel], dtype, 1000).run_everything(generator, grad_dtype)
 
 
-@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(PLACES))
 def test_kernels_equal_the_specification_with_threads(
     dtype, grad_dtype, options, num_threads, generator
 ):

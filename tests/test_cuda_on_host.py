@@ -6,11 +6,13 @@ and tables are executed on machines without a GPU.
 
 from __future__ import annotations
 
+import dataclasses
+
 import helpers
 import pytest
 import torch
 from helpers import (
-    BACKUPS,
+    PLACES,
     Twins,
     kinds_and,
     load_mid_training,
@@ -55,7 +57,7 @@ def twins(numels, dtype, **options):
 # Chunks.
 
 
-@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(PLACES))
 def test_tensors_of_several_chunks(dtype, grad_dtype, options, generator):
     pair = twins(NUMELS, dtype, **options)
     pair.run(lambda optimizer: load_mid_training(optimizer, 1000))
@@ -66,44 +68,70 @@ def test_the_chunk_size_is_the_kernels_own(cuda_on_host):
     assert cuda_on_host.cuda.chunk_numel == CHUNK_NUMEL
 
 
-@pytest.mark.parametrize("numels", [[0], [1], NUMELS, [5] * 1000], ids=len)
-def test_chunks_cover_every_element_once(numels):
-    bucket = WPAdamW(random_parameters(numels, torch.bfloat16), backend="torch")
-    for param in helpers.parameters_of(bucket):
+def tensors_of_a_bucket(numels, dtype, **options):
+    optimizer = WPAdamW(random_parameters(numels, dtype), backend="torch", **options)
+    for param in helpers.parameters_of(optimizer):
         param.grad = torch.zeros_like(param)
-    bucket.step()
-    (plan,) = bucket._plans.by_group.values()
-    tensors = plan.buckets[0].tensors
+    optimizer.step()
+    (plan,) = optimizer._plans.by_group.values()
+    return plan.buckets[0].tensors
+
+
+def address_in(tensor, begin):
+    return tensor.data_ptr() + begin * tensor.element_size()
+
+
+CHUNKED = {
+    "backup": (torch.bfloat16, {}),
+    "no-backup": (torch.float32, {"backup": False}),
+    "copies": (torch.float32, {"compute_dtype": torch.bfloat16}),
+}
+
+
+@pytest.mark.parametrize("dtype, options", CHUNKED.values(), ids=CHUNKED)
+@pytest.mark.parametrize("numels", [[0], [1], NUMELS, [5] * 1000], ids=len)
+def test_chunks_cover_every_element_once(numels, dtype, options):
+    tensors = tensors_of_a_bucket(numels, dtype, **options)
     covered = [0] * len(numels)
-    for address, offset, begin, packed in chunk_table(tensors).tolist():
+    for param, weight, offset, begin, packed in chunk_table(tensors).tolist():
         tensor, numel = packed & 0xFFFFFFFF, packed >> 32
         assert 0 < numel <= CHUNK_NUMEL
         assert begin == covered[tensor]
-        assert address == tensors.params[tensor].data_ptr() + 2 * begin
+        assert param == address_in(tensors.params[tensor], begin)
+        assert weight == (address_in(tensors.weight[tensor], begin) if tensors.weight else 0)
         assert offset == tensors.offsets[tensor] + begin
         covered[tensor] += numel
     assert covered == numels
 
 
-def test_chunks_beyond_two_to_the_31_elements():
-    numel = 2**31 + CHUNK_NUMEL + 1
+@dataclasses.dataclass
+class Large:
+    """Stands for a tensor of more than 2^31 elements."""
 
-    class Large:
-        def numel(self):
-            return numel
+    address: int
+    size: int
 
-        def data_ptr(self):
-            return 1 << 40
+    def numel(self):
+        return 2**31 + CHUNK_NUMEL + 1
 
-        def element_size(self):
-            return 2
+    def data_ptr(self):
+        return self.address
 
+    def element_size(self):
+        return self.size
+
+
+@pytest.mark.parametrize("weight", [Large(1 << 50, 4), None], ids=["weights", "no-weights"])
+def test_chunks_beyond_two_to_the_31_elements(weight):
     class Bucket:
-        params, offsets = [Large()], [0]
+        params, offsets = [Large(1 << 40, 2)], [0]
 
-    *_, (address, offset, begin, packed) = chunk_table(Bucket).tolist()
-    assert (begin, offset, packed >> 32) == (numel - 1, numel - 1, 1)
-    assert address == (1 << 40) + 2 * (numel - 1)
+    Bucket.weight = weight and [weight]
+    last = Bucket.params[0].numel() - 1
+    *_, (param, address, offset, begin, packed) = chunk_table(Bucket).tolist()
+    assert (begin, offset, packed >> 32) == (last, last, 1)
+    assert param == (1 << 40) + 2 * last
+    assert address == ((1 << 50) + 4 * last if weight else 0)
 
 
 # Rows.
@@ -201,7 +229,7 @@ def test_one_launch_serves_a_bucket(action, cuda_on_host, monkeypatch, generator
 
 
 def test_wrong_sizes_are_refused_by_name(cuda_on_host):
-    arguments = {"chunks": 0, "num_chunks": 0, "num_tensors": 0, "grads": 0, "weight": 0}
+    arguments = {"chunks": 0, "num_chunks": 0, "num_tensors": 0, "grads": 0, "has_weights": False}
     bucket = cuda_on_host.cuda.Bucket
     float32, step = cuda_on_host.DType.float32, cuda_on_host.Operation.step
     with pytest.raises(ValueError, match="rule must be a known name, got lion"):

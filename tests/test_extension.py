@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from extension_bad_calls import BAD_CPU, BAD_CUDA, NARROW, OF_ANOTHER_TYPE
+from extension_bad_calls import BAD_CPU, BAD_CUDA, NARROW, NO_WEIGHTS, OF_ANOTHER_TYPE
 from extension_calls import CpuCalls, CudaCalls, int32s
 from helpers import needs_cpp
 
@@ -66,25 +66,35 @@ def test_arguments_of_another_type_are_refused(call, name, value, extension):
 
 
 @pytest.mark.parametrize("name, value, message", NARROW)
-def test_narrow_parameters_need_a_backup_and_their_own_alignment(name, value, message, extension):
+def test_narrow_parameters_need_weights_and_their_own_alignment(name, value, message, extension):
     make = lambda: CpuCalls(extension, "bfloat16")  # noqa: E731
     check_refusal(make, "Bucket", name, value, ValueError, re.escape(message))
 
 
-def test_narrow_parameters_need_a_backup_on_cuda(cuda_extension_on_host):
+def test_narrow_parameters_need_weights_on_cuda(cuda_extension_on_host):
     make = lambda: CudaCalls(cuda_extension_on_host, "bfloat16")  # noqa: E731
-    message = "weight must be the address of at least 16 bytes, got 0"
-    check_refusal(make, "Bucket", "weight", 0, ValueError, message)
+    check_refusal(make, "Bucket", "has_weights", False, ValueError, NO_WEIGHTS)
 
 
-def test_tensors_without_elements_need_no_address(extension, cuda_extension_on_host):
-    nothing = {"weight": 0, "state": [0, 0]}
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_weights_must_be_aligned_for_the_dtype_of_the_state(dtype, extension):
+    size = 8 if dtype == "float64" else 4
+    misaligned = lambda calls: [*calls.weights[:2], calls.weights[2] + size // 2]  # noqa: E731
+    make = lambda: CpuCalls(extension, dtype)  # noqa: E731
+    message = rf"weights\[2\] must be a multiple of {size}, got"
+    check_refusal(make, "Bucket", "weights", misaligned, ValueError, message)
+
+
+@pytest.mark.parametrize("has_weights", [True, False], ids=["apart", "none-apart"])
+def test_tensors_without_elements_need_no_address(has_weights, extension, cuda_extension_on_host):
     calls = CpuCalls(extension, "bfloat16")
+    nothing = {"weights": [0] * 3 if has_weights else [], "state": [0, 0]}
     calls.bucket = calls.call("Bucket", **nothing, params=[0] * 3, numels=[0] * 3)
     calls.call("set_grads", grads=[0] * 3)
     calls.use()
     cuda = CudaCalls(cuda_extension_on_host, "bfloat16")
-    cuda.bucket = cuda.call("Bucket", **nothing, chunks=0, num_chunks=0, num_tensors=0, grads=0)
+    nothing = {"chunks": 0, "num_chunks": 0, "num_tensors": 0, "grads": 0, "state": [0, 0]}
+    cuda.bucket = cuda.call("Bucket", **nothing, has_weights=has_weights)
     cuda.call("run_row")
     cuda.call("run_rows", scalars=0, index=0)
     cuda.sums_bucket = cuda.call("Bucket", **cuda.of_sums, chunks=0, num_chunks=0, num_tensors=0)
@@ -113,11 +123,11 @@ def test_what_a_rule_has_not_is_refused_by_name(kind, cuda_extension_on_host):
         getattr(calls.sums_bucket, run)(**calls.good[run])
     with pytest.raises(ValueError, match="rule must be one with terms to sum, got adamw"):
         calls.bucket.sums(**calls.good["sums"])
-    with pytest.raises(
-        ValueError, match="rule must be one that recovers weights where weight is 0, got blend"
-    ):
-        calls.call("Bucket", rule="blend", weight=0, state=calls.flat["state"][:1])
-    calls.call("Bucket", rule="blend", state=calls.flat["state"][:1])
+    blend = {"rule": "blend", "state": calls.state[:1]}
+    message = "rule must be one that recovers weights where there are none apart, got blend"
+    with pytest.raises(ValueError, match=message):
+        calls.call("Bucket", **blend, **calls.none_apart)
+    calls.call("Bucket", **blend)
 
 
 def test_a_prediction_that_moves_nothing_leaves_parameters_alone(extension):
@@ -163,7 +173,7 @@ def test_a_bucket_that_runs_in_another_thread_is_left_alone(extension):
     numel, size = 1 << 22, 4 << 22
     param, grad, *flat = (calls.memory.add(str(i), bytes(size)) for i in range(5))
     spans = {"params": [param], "offsets": [0], "numels": [numel]}
-    calls.bucket = calls.call("Bucket", **spans, weight=flat[0], state=flat[1:])
+    calls.bucket = calls.call("Bucket", **spans, weights=flat[:1], state=flat[1:])
     calls.call("set_grads", grads=[grad])
     one_row = {"num_rows": 1, "index": 0}
     thread = threading.Thread(target=lambda: [calls.call("run", **one_row) for _ in range(20)])

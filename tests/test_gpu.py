@@ -12,7 +12,9 @@ import torch
 from gpu_training import KERNELS, kernels_of, skip_unless_present, trio
 from helpers import (
     BACKUPS,
+    COPIES,
     KINDS,
+    PLACES,
     Twins,
     assert_same_bits,
     assert_same_training,
@@ -46,6 +48,8 @@ OPTIONS = {
     "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 2.5, "backup": False},
     "undecayed-prediction": {"predict_decay": False, "weight_decay": 0.3},
     "predict-apart": {"predict_in_step": False},
+    **COPIES,
+    "rollout-copies": {"prediction": "rollout", "compute_dtype": torch.bfloat16},
 }
 GUARD = 7.0
 
@@ -144,7 +148,7 @@ class Guarded:
 
 
 @pytest.mark.parametrize("offsets", [(0, 1), (1, 0), (1, 1), (2, 3), (3, 2), (4, 8)], ids=str)
-@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(BACKUPS))
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(PLACES))
 def test_odd_addresses_change_no_bit_and_no_neighbour(
     backend, dtype, grad_dtype, options, offsets, generator
 ):

@@ -18,6 +18,8 @@ FORMS = {
     "no-backup": {"backup": False},
     "rollout": {"prediction": "rollout", "prediction_steps": 2.5},
     "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 2.5, "backup": False},
+    "bfloat16-copies": {"compute_dtype": torch.bfloat16},
+    "rollout-copies": {"prediction": "rollout", "compute_dtype": torch.bfloat16},
     # Its powers of the betas are products: the last bit of a float64 may differ.
     "counts-on-the-device": {"capturable": True, "record_dtype": torch.float32},
 }
@@ -37,7 +39,8 @@ def cases():
                 needs_way_back = not options.get("backup", True)
                 may_go_back = KINDS[kind][0] not in NARROW and case.rule().can_recover()
                 is_comparable = not ("capturable" in options and kind == "float64")
-                if (may_go_back or not needs_way_back) and is_comparable:
+                may_be_copied = "compute_dtype" not in options or kind == "float32"
+                if (may_go_back or not needs_way_back) and is_comparable and may_be_copied:
                     yield pytest.param(case, *KINDS[kind], options, id=f"{name}-{kind}-{form}")
 
 

@@ -12,6 +12,10 @@ from test_triton_rules import (  # noqa: F401
     test_sums_of_nothing_are_zero,
     test_totals_equal_the_specification,
 )
+from test_weights_apart import (  # noqa: F401
+    test_operations_equal_the_specification_wherever_weights_lie,
+    test_sums_equal_the_specification_wherever_weights_lie,
+)
 
 from wpadamw._backends import cpp, cuda
 

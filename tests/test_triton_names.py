@@ -7,7 +7,8 @@ import importlib
 import inspect
 
 import pytest
-from test_triton_rules import RULES, pytestmark  # noqa: F401
+from buckets import RULES
+from test_triton_rules import pytestmark  # noqa: F401
 
 from wpadamw._backends import triton
 from wpadamw._backends.interface import Kind

@@ -7,22 +7,28 @@ import os
 
 import numpy
 import pytest
-import rule_table
 import torch
+from buckets import (
+    FACTOR,
+    HYPER,
+    NUMELS,
+    RULES,
+    SHARES,
+    SUMMED,
+    SUMMING,
+    UPDATING,
+    WITHOUT_GRAD,
+    random_bucket,
+    random_gradients,
+    rows_of,
+    run,
+    tensors_of,
+)
 from helpers import assert_same_bits, wide
-from rules.blend import Blend
 
 from wpadamw._backends import torch as specification
 from wpadamw._backends import torch_ledger, triton
-from wpadamw._backends.interface import (
-    BucketTensors,
-    Gradients,
-    Kind,
-    LedgerTensors,
-    Operation,
-    Rows,
-)
-from wpadamw.rules.rule import Settings
+from wpadamw._backends.interface import Gradients, Kind, LedgerTensors, Operation, Rows
 from wpadamw.rules.squares import Squares
 from wpadamw.rules.summing import in_order
 
@@ -33,27 +39,6 @@ pytestmark = [
         r"ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning:triton\."
     ),
 ]
-
-CASES = {case.rule.name: case for case in rule_table.RULES.values()}
-HYPER = {
-    **{name: case.hyper(lr=0.01) for name, case in CASES.items()},
-    "blend": (0.02, 0.9),
-    "squares": (),
-}
-RULES = {name: case.rule() for name, case in CASES.items()}
-RULES |= {"blend": Blend(), "squares": Squares()}
-UPDATING = [rule for rule in RULES.values() if rule.state_names]
-SUMMING = [rule for rule in RULES.values() if rule.num_terms]
-COUNTS = (1, 2, 50)
-# How far predictions go, by the number of looks.
-SHARES = {1: (1.5,), 3: (0.0, 1.0, 0.5)}
-
-# Around a chunk, and several of them with a rest.
-NUMELS = (3, 2048, 0, 2049, 5000, 64)
-# More chunks than are added at once.
-SUMMED = (*NUMELS, 40 * 2048 + 5)
-WITHOUT_GRAD = 3
-FACTOR = -0.3
 
 # Parameters and gradients; the interpreter truncates where it should round to bfloat16.
 KINDS = {
@@ -75,68 +60,6 @@ def quiet():
 def backend():
     """Whose kernels are compared with the specification."""
     return triton
-
-
-# Buckets.
-
-
-def random_bucket(rule, dtype, has_backup, numels=NUMELS, num_looks=1):
-    generator = torch.Generator().manual_seed(1)
-    offsets = [0]
-    for numel in numels:
-        offsets.append(offsets[-1] + -(-numel // 64) * 64)
-    real = torch.promote_types(dtype, torch.float32)
-
-    def flat():
-        return wide((offsets[-1],), real, generator)
-
-    def views(buffer):
-        pairs = zip(offsets, numels, strict=False)
-        return [buffer[offset : offset + numel] for offset, numel in pairs]
-
-    state_flat = [flat().abs() for _ in rule.state_names]
-    weight_flat = flat() if has_backup else None
-    return BucketTensors(
-        rule=rule,
-        params=[wide((numel,), real, generator).to(dtype) for numel in numels],
-        offsets=offsets[:-1],
-        weight_flat=weight_flat,
-        state_flat=state_flat,
-        weight=None if weight_flat is None else views(weight_flat),
-        state=[views(buffer) for buffer in state_flat],
-        num_looks=num_looks,
-    )
-
-
-def random_gradients(dtype, numels=NUMELS):
-    generator = torch.Generator().manual_seed(2)
-    tensors = [wide((numel,), dtype, generator) for numel in numels]
-    tensors[WITHOUT_GRAD] = None
-    has_grad = [tensor is not None for tensor in tensors]
-    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    return Gradients(dtype, tensors, addresses, has_grad)
-
-
-def rows_of(rule, index, num_looks=1):
-    settings = Settings(rule.Hyper(*HYPER[rule.name]), SHARES[num_looks])
-    rows = [rule.row(settings, count, num_looks) for count in COUNTS]
-    table = [[number for row in pair for number in row] for pair in rows]
-    index = torch.tensor(index, dtype=torch.int32)
-    return Rows(torch.tensor(table, dtype=torch.float64), index)
-
-
-def run(kernels, operation, grads, rows):
-    if operation is Operation.predict:
-        kernels.predict(rows)
-    elif operation is Operation.restore:
-        kernels.restore(rows)
-    else:
-        kernels.step(grads, rows, FACTOR, operation is Operation.step_and_predict)
-
-
-def tensors_of(bucket):
-    weight = [] if bucket.weight_flat is None else [bucket.weight_flat]
-    return [*bucket.params, *weight, *bucket.state_flat]
 
 
 def rules_and_kinds():

@@ -14,7 +14,8 @@ from wpadamw.checks import plain_numbers
 from wpadamw.clients import Clients
 from wpadamw.compat import disable_dynamo, outside_inference_mode
 from wpadamw.copies import Keeping
-from wpadamw.upkeep import Plans, Upkeep
+from wpadamw.serving import Plans
+from wpadamw.upkeep import Upkeep
 
 
 class Saving(Upkeep):

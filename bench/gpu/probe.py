@@ -20,7 +20,7 @@ from wpadamw import WPAdamW
 
 from ..registry import FOREACH, PLAIN, REPLAYED
 from ..speed.entry import entrants_on, renew_gradients
-from ..speed.shapes import DTYPES, Shape
+from ..speed.shapes import PARTS, Shape
 
 NUMELS = (1, 17, 2048, 2049, 5000)  # around a block of 2,048
 LARGE = 2**26
@@ -34,6 +34,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"predict_in_step": False},
     {"amp": True},
     {"capturable": True},
+    {"compute_dtype": torch.bfloat16},
 )
 
 
@@ -52,7 +53,8 @@ def check(device: torch.device, backends: Sequence[str] = ()) -> list[str]:
     for name, options, dtype, offset in itertools.product(
         present, OPTIONS, (torch.float32, torch.bfloat16), (0, 1)
     ):
-        if options.get("backup", True) or dtype is torch.float32:
+        needs_float32 = not options.get("backup", True) or "compute_dtype" in options
+        if dtype is torch.float32 or not needs_float32:
             _exercise(WPAdamW(_odd_parameters(dtype, device, offset), backend=name, **options))
     return list(present)
 
@@ -83,7 +85,7 @@ def _exercise(optimizer: WPAdamW) -> None:
 def profile(device: torch.device, numel: int = LARGE) -> list[str]:
     """One step of each optimizer."""
     done = []
-    for part, dtype in DTYPES.items():
+    for part, dtype in PARTS.items():
         for entrant in entrants_on(device, part):
             if entrant.missing is None and entrant.name not in NOT_PROFILED:
                 optimizer = entrant.build(Shape.equal(1, numel, dtype, device).parameters())

@@ -21,7 +21,7 @@ from ..registry import Entrant
 from ..report.markup import rounded
 from .entry import entrants_on, too_large
 from .measure import LeftOut, Row, first_line
-from .shapes import DTYPES, Shape
+from .shapes import PARTS, Shape
 
 NUM_WARMUP_STEPS = 3
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Probe all optimizers over parameters of both dtypes."""
     numel, device = int(sys.argv[1]), torch.device(sys.argv[2])
     rows = {}
-    for part, dtype in DTYPES.items():
+    for part, dtype in PARTS.items():
         for entrant in entrants_on(device, part):
             name = f"{entrant.name}, {str(dtype).removeprefix('torch.')}"
             rows[name] = row(entrant, Shape.equal(1, numel, dtype, device))

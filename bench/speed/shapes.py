@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 Sizes = tuple[tuple[int, ...], ...]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of the parts of the registry
+PARTS = {**DTYPES, "cast": torch.float32}  # also with copies in bfloat16
 
 
 class Shape(NamedTuple):
