@@ -7,16 +7,20 @@ which torch uses them: these are ours.
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 
 import torch
 from torch import nn
-from torch.testing._internal import common_optimizers as suite
-from torch.testing._internal.common_device_type import instantiate_device_type_tests
-from torch.testing._internal.common_utils import TestCase
 
 import wpadamw
 from wpadamw import optimizers
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # they import what is installed, numba for one, and it may warn
+    from torch.testing._internal import common_optimizers as suite
+    from torch.testing._internal.common_device_type import instantiate_device_type_tests
+    from torch.testing._internal.common_utils import TestCase
 
 WITHOUT = {"differentiable"}  # refused, with a reason
 CLASSES = [getattr(optimizers, name) for name in optimizers.__all__]
