@@ -62,7 +62,9 @@ PACKAGE_TESTS = (
 )
 TESTS = {
     "package": tuple(f"tests/test_{name}.py" for name in PACKAGE_TESTS),
-    "interpreter": ("tests/test_triton.py", "tests/test_triton_rules.py"),
+    "interpreter": tuple(
+        f"tests/test_{name}.py" for name in ("triton", "triton_rules", "weights_apart")
+    ),
     "code": ("tests/test_triton_code.py",),
 }
 # Steps that do not work where an interpreter or a wheel cannot be had.

@@ -107,13 +107,13 @@ def assert_same_training(
     assert got.weights_are == want.weights_are
     for i, (p, q) in enumerate(zip(parameters_of(got), parameters_of(want), strict=True)):
         assert_same_bits(f"params[{i}]", p, q)
+        if want._keeping.copies is not None:
+            assert_same_bits(f"copy of params[{i}]", got.compute_copy(p), want.compute_copy(q))
         assert got.state[p].keys() == want.state[q].keys()
         for name, value in got.state[p].items():
             dtype = record_dtype if name == "prediction" else value.dtype
             expected = want.state[q][name].to(dtype)
             assert_same_bits(f"{name} of params[{i}]", value.to(dtype), expected)
-        if want._keeping.copies is not None:
-            assert_same_bits(f"copy of params[{i}]", got.compute_copy(p), want.compute_copy(q))
 
 
 # Values.

@@ -107,6 +107,8 @@ def test_evaluations_change_nothing(backend, reshards):
     assert handed.are_equal(weights, undisturbed)
 
 
+# Some versions of torch say what a profiler keeps.
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")
 def test_a_training_step_has_no_cast(backend):
     net, opt, _ = made(backend, torch.bfloat16)
     batch = inputs(0, torch.bfloat16)

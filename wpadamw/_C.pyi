@@ -23,7 +23,7 @@ class Bucket:
         params: Sequence[int],
         offsets: Sequence[int],
         numels: Sequence[int],
-        weight: int,
+        weights: Sequence[int],
         state: Sequence[int],
         num_looks: int = 1,
     ) -> None: ...
@@ -76,6 +76,7 @@ class Standing:
         ledger: list[Any],
         states: list[dict[Any, Any]],
         values: list[Any],
+        dtype: DType,
         steps: int,
         records: int,
         increment: Any,

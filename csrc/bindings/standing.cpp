@@ -115,7 +115,7 @@ Standing make_standing(const py::object& bucket, const py::object& layouts, cons
                        const py::list& flats, const py::list& ledger, const py::list& states,
                        const py::list& values, DType dtype, uintptr_t steps, uintptr_t records,
                        const py::object& increment) {
-  check_grad_dtype(dtype, made<BoundBucket>(bucket).param_dtype);
+  check_code("dtype", dtype);
   return {{bucket, layouts, params, flats, ledger, states, values}, dtype, steps, records,
           increment};
 }
