@@ -27,6 +27,7 @@ VARIANTS = {
     "no-backup": ({"backup": False}, torch.float32, False),
     "bfloat16": ({}, torch.bfloat16, True),
     "literal": ({"predict_in_step": False}, torch.float32, True),
+    "copies": ({"compute_dtype": torch.bfloat16}, torch.float32, True),
 }
 
 
@@ -182,6 +183,17 @@ def goes_on(opt):
     assert equal(held(params_of(opt)), held(twins))
 
 
+def check_copies(opt):
+    """Copies, if it keeps some, are what the resident form predicts from the same weights."""
+    if opt._keeping.copies is not None:
+        copies = [opt.compute_copy(param).clone() for param in params_of(opt)]
+        twins = [nn.Parameter(weight) for weight in held(params_of(opt))]
+        resident = wpadamw.WPAdamW([{"params": twins[:2]}, {"params": twins[2:], "lr": 3e-2}])
+        resident.load_state_dict(copy.deepcopy(opt.state_dict()))
+        resident.predict()
+        assert equal(copies, [twin.detach().bfloat16() for twin in twins])
+
+
 def moments_of(make, action):
     """The first and the last time that each line runs, in the middle of an action."""
     opt = make()
@@ -206,6 +218,7 @@ def check_everywhere(make, action, is_exact):
         assert opt.weights_are == "true"
         allowed.check(opt, is_exact)
         opt.train()
+        check_copies(opt)
         opt.eval()
         allowed.check(opt, is_exact)
         if k % 16 == 0:
@@ -248,6 +261,8 @@ def cases():
     The kernels of CUDA are launched from one place.
     """
     for (i, variant), (k, switch) in itertools.product(enumerate(VARIANTS), enumerate(SWITCHES)):
+        if variant == "copies" and "restore" in switch:
+            continue  # does nothing
         yield "cpp", variant, *switch
         if (i + k) % 4 == 0:
             yield "torch", variant, *switch
@@ -264,7 +279,7 @@ def test_interrupt_at_every_line_of_an_operation(variant, action, mode, backend)
 
 
 @pytest.mark.parametrize("action", [name for name in ACTIONS if name not in dict(SWITCHES)])
-@pytest.mark.parametrize("variant", ["backup", "no-backup"])
+@pytest.mark.parametrize("variant", ["backup", "no-backup", "copies"])
 def test_interrupt_at_every_line_of_a_call(variant, action):
     check_everywhere(maker(variant, "predicted"), ACTIONS[action], VARIANTS[variant][2])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import helpers
 import numpy
 import pytest
 import torch
-from helpers import KINDS, Twins, load_mid_training, random_parameters, wide
+from helpers import COPIES, Twins, kinds_and, load_mid_training, random_parameters, wide
 from rule_table import RULES
 from test_backend_layouts import GuardedTwins
 
@@ -32,9 +33,6 @@ pytestmark = pytest.mark.filterwarnings(
 # Around a chunk.
 NUMELS = [0, 1, 17, 2047, 2048, 2049]
 
-# The interpreter truncates where it should round to bfloat16.
-EXACT_KINDS = {name: kind for name, kind in KINDS.items() if kind[0] != torch.bfloat16}
-
 OPTIONS = {
     "backup": {},
     "no-backup": {"backup": False, "prediction_steps": 2.5, "weight_decay": 0.3},
@@ -45,6 +43,17 @@ ROLLOUTS = {
     "rollout": {"prediction": "rollout", "prediction_steps": 2.5},
     "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 1.5, "backup": False},
 }
+# The interpreter truncates where it should round to bfloat16.
+EXACT_COPIES = {
+    **{name: options for name, options in COPIES.items() if "bfloat16" not in name},
+    "rollout-copies": {"prediction": "rollout", "compute_dtype": torch.float16},
+}
+# With counts on the device. Float64 has copies of float64 alone.
+COUNTED = [
+    *itertools.product([torch.float32, torch.float64], [*OPTIONS.values(), *ROLLOUTS.values()]),
+    *[(torch.float32, options) for options in EXACT_COPIES.values()],
+    (torch.float64, {"compute_dtype": torch.float64}),
+]
 
 
 def release(package):
@@ -64,17 +73,13 @@ def on_cpu(monkeypatch):
         yield
 
 
-def kinds_and_options():
-    return [
-        pytest.param(*kind, chosen, id=f"{kind_name}-{name}")
-        for kind_name, kind in EXACT_KINDS.items()
-        for name, chosen in OPTIONS.items()
-        if chosen.get("backup", True) or kind[0] != torch.float16
-    ]
+def exact_kinds_and_options():
+    every = kinds_and({**OPTIONS, **EXACT_COPIES})
+    return [each for each in every if each.values[0] != torch.bfloat16]
 
 
 @interpreted
-@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and_options())
+@pytest.mark.parametrize("dtype, grad_dtype, options", exact_kinds_and_options())
 def test_triton_equals_the_specification(dtype, grad_dtype, options, on_cpu, generator):
     pair = Twins(lambda: random_parameters(NUMELS, dtype), lr=0.01, **options)
     pair.run(lambda optimizer: load_mid_training(optimizer, 10))
@@ -109,6 +114,16 @@ def test_neighbours_of_parameters_at_odd_addresses_survive(dtype, offset, on_cpu
 
 @interpreted
 @pytest.mark.parametrize("offset", [1, 4])
+@pytest.mark.parametrize("options", EXACT_COPIES.values(), ids=EXACT_COPIES)
+def test_copies_of_parameters_at_odd_addresses_get_the_same_bits(
+    options, offset, on_cpu, generator
+):
+    pair = GuardedTwins([1, 33, 2048, 2051], torch.float32, offset, **options)
+    pair.run_everything(generator, torch.float32)
+
+
+@interpreted
+@pytest.mark.parametrize("offset", [1, 4])
 def test_gradients_at_odd_addresses_give_the_same_bits(offset, on_cpu, generator):
     pair = Twins(lambda: random_parameters([2048, 4096], torch.float32))
     buffers = [wide(param.numel() + offset, torch.float32, generator) for param in pair.params]
@@ -117,7 +132,7 @@ def test_gradients_at_odd_addresses_give_the_same_bits(offset, on_cpu, generator
 
 
 @interpreted
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", [*OPTIONS.values(), *EXACT_COPIES.values()], ids=str)
 def test_parameters_without_a_gradient_are_left_alone(options, on_cpu, generator):
     pair = Twins(lambda: random_parameters([5, 2048, 100, 3000], torch.float32), **options)
     for missing in [{1}, {0, 3}, set(), {0, 1, 2}]:  # counts, and so scalars, come to differ
@@ -150,8 +165,7 @@ def test_special_numbers_give_the_same_bits(options, on_cpu):
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("options", [*OPTIONS.values(), *ROLLOUTS.values()], ids=str)
+@pytest.mark.parametrize("dtype, options", COUNTED, ids=str)
 def test_counts_on_the_device_give_the_same_bits(options, dtype, on_cpu, generator, monkeypatch):
     monkeypatch.setattr(layout, "host_must_not_wait", lambda device: True)
     pair = Twins(lambda: random_parameters([5, 2048, 300], dtype), amp=True, **options)

@@ -73,8 +73,10 @@ class BucketState:
         if counts_on_device:
             self.ledger = DeviceLedger(self.ledger, dense[0].device, self.kernels)
         flats = [*self.tensors.state_flat, self.tensors.weight_flat]
-        self.flats = [flat for flat in flats if flat is not None]
         self.state_values = flat_state.absorb(params, states, self.tensors, self.ledger)
+        # Whose versions tell of writes: those to a DTensor do not raise that of its shard.
+        self.flats = [flat for flat in flats if flat is not None]
+        self.flats += filter(layout.is_dtensor, self.state_values)
         self.ledger.refresh()  # what absorb has shown of it is no write of somebody else's
         # Of the state that parameters got what they hold from; None: of another one.
         self.state_versions: Versions | None = versions(self.flats)

@@ -6,17 +6,13 @@ tensors of any shape.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wpadamw import layout
-from wpadamw._backends.interface import Kind
 from wpadamw.checks import (
     Group,
     check_backup,
@@ -25,12 +21,9 @@ from wpadamw.checks import (
     foreign_options,
     why_no_memory,
 )
-from wpadamw.compat import to_complex
 from wpadamw.flat_state import StateDict
-from wpadamw.rules.rule import MAX_ROLLOUT, Rule, all_rules, relatives
-
-# The largest count that float32 counts on from; torch counts in it, too.
-_MAX_COUNT = 2**24
+from wpadamw.rules.rule import Rule, all_rules, relatives
+from wpadamw.saved_values import read_prediction, read_step, read_tensor
 
 
 def read(
@@ -82,6 +75,28 @@ def _read_groups(saved: Any, groups: Sequence[Group], options: Iterable[str]) ->
     return [_read_group(theirs, ours, options, i) for i, (theirs, ours) in enumerate(pairs)]
 
 
+def for_copies(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict for a reader that keeps copies.
+
+    It asks `torch.distributed.checkpoint` for no backup, and where parameters were saved at their
+    true weights there is nothing to miss.
+    """
+    groups, state = state_dict.get("param_groups"), state_dict.get("state")
+    if isinstance(state, Mapping) and isinstance(groups, list) and not _carries_weights(state):
+        groups = [
+            {**group, "backup": None} if _is_at_true_weights(group) else group for group in groups
+        ]
+    return {**state_dict, "param_groups": groups}
+
+
+def _carries_weights(state: Mapping[Any, Any]) -> bool:
+    return any(isinstance(entry, Mapping) and "weight" in entry for entry in state.values())
+
+
+def _is_at_true_weights(group: Any) -> bool:
+    return isinstance(group, dict) and group.get("weights_are") == "true"
+
+
 def _num_params(saved: Group) -> int:
     params = saved.get("params", ())
     return len(params) if isinstance(params, (list, tuple)) else -1
@@ -89,6 +104,8 @@ def _num_params(saved: Group) -> int:
 
 def _read_group(saved: Group, group: Group, options: Iterable[str], index: int) -> Group:
     loaded = {key: _copied(value) for key, value in saved.items() if key not in ("params", "rule")}
+    if loaded.get("backup", ...) is None:  # predictions were in copies
+        del loaded["backup"]
     # A checkpoint of the original knows nothing of prediction: those options stay as they are.
     read = {**group, "weights_are": "true", **loaded, "params": group["params"]}
     check_running(read, options, f"state_dict['param_groups'][{index}]")
@@ -175,7 +192,7 @@ def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be a dict, got {type(entry).__name__}")
     required = [*rule.state_names, "step"][: None if rule.has_time else -1]
-    required += ["weight"] if saved_group.get("backup") else []
+    required += ["weight"] if _has_weights(saved_group) else []
     required += ["prediction"] if "weights_are" in saved_group else []
     missing = [name for name in required if name not in entry]
     if missing:
@@ -190,6 +207,13 @@ def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None
         raise ValueError(f"{where} must have no entry {extra[0]!r}")
 
 
+def _has_weights(saved_group: Group) -> bool:
+    """Whether a state is to carry the true weights: it does with a backup."""
+    is_predicted = saved_group.get("weights_are") == "predicted"
+    backup = saved_group.get("backup")
+    return is_predicted if backup is None else bool(backup)
+
+
 def _as_of_others(entry: Mapping[str, Any]) -> str:
     names = [r.name for r in all_rules() if r.state_names and set(r.state_names) <= entry.keys()]
     return f", the state of rule {names[0]!r}" if names else ""
@@ -199,90 +223,10 @@ def _read_entry(where: str, entry: Any, saved_group: Group, param: Tensor, rule:
     _check_names(where, entry, saved_group, rule)
     if (reason := why_no_memory(param)) is not None:
         raise ValueError(f"{where} is of a parameter that {reason}")
-    state: StateDict = {"step": _read_step(where, entry.get("step", 1.0))}
-    for name in [*rule.state_names, *(["weight"] if saved_group.get("backup") else [])]:
-        state[name] = _read_tensor(f"{where}[{name!r}]", entry[name], param)
+    state: StateDict = {"step": read_step(where, entry.get("step", 1.0))}
+    weights = ["weight"] if _has_weights(saved_group) else []
+    for name in [*rule.state_names, *weights]:
+        state[name] = read_tensor(f"{where}[{name!r}]", entry[name], param)
     if "prediction" in entry:
-        state["prediction"] = _read_prediction(where, entry["prediction"], rule)
+        state["prediction"] = read_prediction(where, entry["prediction"], rule)
     return state
-
-
-def _read_step(where: str, value: Any) -> Tensor:
-    number = _number(value)
-    if not (0 <= number <= _MAX_COUNT and number.is_integer()):
-        raise ValueError(
-            f"{where}['step'] must be one whole number from 0 to {_MAX_COUNT}, got {value!r:.200}"
-        )
-    return torch.tensor(number, dtype=torch.float32, device="cpu")
-
-
-def _number(value: Any) -> float:
-    """A number, or a tensor of one, as a float; NaN for everything else."""
-    try:
-        is_one = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-        return float(value) if is_one else math.nan
-    except (RuntimeError, TypeError, NotImplementedError, OverflowError):
-        return math.nan
-
-
-def _read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{where} must be a tensor, got {type(value).__name__}")
-    if (reason := _why_not_like(value, param)) is not None:
-        raise ValueError(f"{where} must {reason}")
-    return value.detach()  # copied where it goes to
-
-
-def _state_dtype(param: Tensor) -> torch.dtype:
-    real_dtype = layout.REAL_DTYPE[param.dtype]
-    return to_complex(real_dtype) if param.is_complex() else real_dtype
-
-
-def _why_not_like(value: Tensor, param: Tensor) -> str | None:
-    """Why a tensor cannot be the state of a parameter, or None if it can."""
-    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
-        return f"be dense and have data, got layout {value.layout} on device {value.device}"
-    if value.shape != param.shape:
-        return f"have shape {tuple(param.shape)} like its parameter, got {tuple(value.shape)}"
-    if layout.is_dtensor(value) != layout.is_dtensor(param):
-        return f"be a {type(param).__name__} like its parameter, got {type(value).__name__}"
-    dtype = _state_dtype(param)
-    is_exact = value.is_floating_point() or value.is_complex()
-    if not is_exact or _promoted(value.dtype, dtype) != dtype:
-        return f"have dtype {dtype} or a narrower one, got {value.dtype}"
-    return None
-
-
-def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype | None:
-    try:
-        return torch.promote_types(a, b)
-    except RuntimeError:  # dtypes that promote to nothing, float8 for one
-        return None
-
-
-def _read_prediction(where: str, value: Any, rule: Rule) -> Tensor:
-    width = len(rule.Look._fields)
-    if not (isinstance(value, Tensor) and _is_record(value, width)):
-        raise ValueError(
-            f"{where}['prediction'] must be {1 + width} real numbers, or for each further update "
-            f"ahead {width} more, got {value!r:.200}"
-        )
-    row: Tensor = value
-    # A scheduler may have made any lr of it: the other numbers may be infinite, or NaN.
-    if row[0].item() not in tuple(Kind):
-        raise ValueError(
-            f"{where}['prediction'] must be a kind, one of {list(map(int, Kind))}, and the scalars "
-            f"{', '.join(rule.Look._fields)}, got {row.tolist()}"
-        )
-    return row.detach().to(device="cpu", dtype=torch.float64, copy=True)
-
-
-def _is_record(value: Tensor, width: int) -> bool:
-    """Whether a tensor holds a kind, and for each of some updates so many scalars."""
-    is_dense = value.layout == torch.strided and not (value.is_nested or value.is_quantized)
-    if not is_dense or value.is_meta or value.is_complex() or layout.is_dtensor(value):
-        return False
-    if value.dim() != 1:
-        return False
-    num_looks, rest = divmod(len(value) - 1, width)
-    return rest == 0 and 1 <= num_looks <= 1 + MAX_ROLLOUT

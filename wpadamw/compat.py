@@ -113,28 +113,60 @@ def forget_gathered() -> None:
             module.reshard()
 
 
-def shards_of(model: torch.nn.Module) -> list[Any]:
-    """What `fully_shard` knows of each parameter that it has sharded: torch's ``FSDPParam``."""
+def fsdp_states(model: torch.nn.Module) -> list[Any]:
+    """What torch knows of each call of `fully_shard` in a model: its ``FSDPState``."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     states = [m._get_fsdp_state() for m in model.modules() if isinstance(m, kind)]
-    groups: list[Any] = []
-    for state in dict.fromkeys(states):
-        of_state = getattr(state, "_fsdp_param_groups", None)  # before torch 2.12 there is one
-        groups += [state._fsdp_param_group] if of_state is None else of_state
-    return [shard for group in groups if group is not None for shard in group.fsdp_params]
+    return list(dict.fromkeys(states))
 
 
-def reshard(model: torch.nn.Module) -> None:
-    """Has a model's modules forget what they have gathered."""
-    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
-    for module in model.modules():
-        if isinstance(module, kind):
-            module.reshard()
+def fsdp_groups(state: Any) -> list[Any]:
+    """The parameters of a call of `fully_shard`, as they are gathered: ``FSDPParamGroup``."""
+    groups = getattr(state, "_fsdp_param_groups", None)  # before torch 2.12 there is one
+    found = [state._fsdp_param_group] if groups is None else groups
+    return [group for group in found if group is not None]
+
+
+def forget(group: Any) -> None:
+    """Drops what a group has gathered, or is gathering, also after a forward that has failed."""
+    if group._all_gather_result is not None:
+        group.wait_for_unshard()
+    group._to_sharded()
+
+
+def watch_forwards(state: Any, before: Callable[[], None], after: Callable[[Any], None]) -> None:
+    """Has FSDP call a function before a forward of its own, and one with what forwards return.
+
+    Its forwards are also methods that `register_fsdp_forward_method` was told of.
+    """
+    kind = type(state)
+
+    def enter(*args: Any) -> Any:
+        if state._state_ctx.iter_forward_root is None:  # no part of another one's forward
+            before()
+        return kind._root_pre_forward(state, *args)
+
+    def leave(output: Any) -> Any:
+        after(output)
+        return kind._register_pre_backward_hook(state, output)
+
+    vars(state).update(_root_pre_forward=enter, _register_pre_backward_hook=leave)
+
+
+def unwatch_forwards(state: Any) -> None:
+    """Undoes the same."""
+    for name in ("_root_pre_forward", "_register_pre_backward_hook"):
+        vars(state).pop(name, None)
+
+
+def backward_pass() -> int:
+    """A number of the backward pass that this thread runs; -1 for none."""
+    return torch._C._current_graph_task_id()
 
 
 def is_in_backward() -> bool:
     """Whether this thread runs a backward pass."""
-    return torch._C._current_graph_task_id() != -1
+    return backward_pass() != -1
 
 
 def is_in_transform() -> bool:

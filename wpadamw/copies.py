@@ -6,11 +6,13 @@ modes. `wpadamw.copy_bucket` writes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from wpadamw import layout
 
 # Of parameters: the dtypes that their copies may have.
 _COMPUTE_DTYPES: dict[torch.dtype, tuple[torch.dtype, ...]] = {
@@ -37,8 +39,8 @@ class Copies:
     def __init__(self, kind: Kind | None = None, kinds: Mapping[int, Kind] | None = None) -> None:
         self.kind, self.kinds = kind, kinds or {}
         self.memory: dict[Tensor, Tensor] = {}  # by parameter
-        # The versions of local parameters at the last look that found their copies fresh, by id.
-        self.seen: dict[int, int] = {}
+        # What parameters were at the last look that found their copies fresh, by id.
+        self.seen: dict[int, tuple[Tensor, int]] = {}
 
     def kind_of(self, param: Tensor) -> Kind:
         """What the copy of a parameter is to be like.
@@ -56,7 +58,10 @@ class Copies:
         return kind
 
     def of(self, param: Tensor, dense: Tensor) -> Tensor:
-        """The copy of a parameter, laid out like the dense real tensor behind it."""
+        """The copy of a parameter, laid out like the dense real tensor behind it.
+
+        Of a view with gaps, or at an odd address, kernels work on a contiguous one.
+        """
         kind, flat = self.kind_of(param), self.memory.get(param)
         room = max(kind.room, dense.numel())
         if flat is None or (flat.numel(), flat.dtype, flat.device) != (
@@ -66,7 +71,25 @@ class Copies:
         ):
             flat = torch.zeros(room, dtype=kind.dtype, device=dense.device)
             self.memory[param] = flat
+        if not (layout.is_dense(dense) and layout.is_aligned(dense)):
+            return flat[: dense.numel()].view(dense.shape)
         return flat.as_strided(dense.shape, dense.stride())
+
+    def show_true(self, params: Iterable[Tensor]) -> None:
+        """Has the copies of parameters without state hold what these hold."""
+        for param in params:
+            if param in self.memory:
+                shard = layout.local(param).detach()
+                self.of(param, shard).copy_(shard)
+
+    def note_seen(self, param: Tensor, local: Tensor) -> None:
+        """Notes that the copy of a parameter is fresh."""
+        self.seen[id(param)] = (local, local._version + param._version)
+
+    def is_seen(self, param: Tensor, local: Tensor) -> bool:
+        """Whether nobody has replaced a parameter's shard, or written to it, since then."""
+        shard, version = self.seen.get(id(param), (None, 0))
+        return shard is local and version == local._version + param._version
 
     def memory_of(self, param: Tensor) -> Tensor:
         """All the memory of a parameter's copy, of which it fills the beginning."""

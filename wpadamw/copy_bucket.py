@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from wpadamw import layout
 from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket, StepCall, Write
 from wpadamw.checks import Mode
@@ -53,9 +54,9 @@ class CopyBucket(Bucket):
 
     def _note_seen(self) -> None:
         """Spares those who ask for single copies of shards a look at everything."""
-        if self.watch.are_sharded and self.copies is not None:
-            pairs = zip(self.params, self.watch.locals, strict=True)
-            self.copies.seen.update((id(param), local._version) for param, local in pairs)
+        if self.watch.are_sharded and self.copies is not None and self.is_fresh:
+            for param in self.params:
+                self.copies.note_seen(param, layout.own_shard(param))
 
     def increment(self, params: list[Tensor]) -> None:
         """Tells autograd that kernels wrote to all parameters and copies."""

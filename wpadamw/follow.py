@@ -143,7 +143,7 @@ class Follower:
         """Has the backward pass of a forward begin with the weights of that forward."""
         if torch.is_grad_enabled() and not (is_in_backward() or is_in_transform()):
             forward = None
-            for tensor in _tensors(outputs):
+            for tensor in tensors_in(outputs):
                 if (node := tensor.grad_fn) is not None:
                     forward = forward or _Forward(self)
                     node.register_prehook(forward)
@@ -197,14 +197,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model if inner is None else unwrapped(inner)
 
 
-def _tensors(outputs: Any) -> Iterator[Tensor]:
+def tensors_in(outputs: Any) -> Iterator[Tensor]:
     """The tensors in what a forward returned."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, dict):
-        yield from _tensors(list(outputs.values()))
+        yield from tensors_in(list(outputs.values()))
     elif isinstance(outputs, (list, tuple)):
         for output in outputs:
-            yield from _tensors(output)
+            yield from tensors_in(output)
     elif dataclasses.is_dataclass(outputs):
-        yield from _tensors(vars(outputs))
+        yield from tensors_in(vars(outputs))

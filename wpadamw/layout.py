@@ -39,6 +39,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def own_shard(param: Tensor) -> Tensor:
+    """The very tensor in a DTensor, of which `local` may make a view; any other tensor itself."""
+    return param._local_tensor if is_dtensor(param) else param  # type: ignore[attr-defined]
+
+
 def sharded_like(param: Tensor, shard: Tensor) -> Tensor:
     """A DTensor with the placements of a parameter that is one; for others the shard itself."""
     if not is_dtensor(param):

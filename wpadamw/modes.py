@@ -20,7 +20,7 @@ from wpadamw.checks import (
     plain_numbers,
     unique,
 )
-from wpadamw.compat import disable_dynamo
+from wpadamw.compat import disable_dynamo, outside_inference_mode
 from wpadamw.saving import Saving
 
 
@@ -85,6 +85,7 @@ class Modes(Saving):
             self._return_to(modes)
 
     @disable_dynamo
+    @outside_inference_mode
     def compute_copy(self, param: Tensor) -> Tensor:
         """The copy of a parameter that holds its predicted weights, with ``compute_dtype``.
 
@@ -114,11 +115,10 @@ class Modes(Saving):
             raise RuntimeError("compute_copy needs compute_dtype, got an optimizer without it")
         if not any(param is own for group in self.param_groups for own in group["params"]):
             raise ValueError("param must be one of the optimizer's parameters, got another")
+        copy = copies.of(param, layout.local(param).detach())
         self._renew_copies()
-        shard = layout.local(param).detach()
-        copy = copies.of(param, shard)
         if param not in self.state:
-            copy.copy_(shard)
+            copies.show_true([param])
         return layout.sharded_like(param, copy)
 
     # Groups.

@@ -109,13 +109,10 @@ class GroupPlan:
                 return False
         return True
 
-    def has_fresh_copies(self) -> bool:
+    def has_fresh_copies(self, state: AllStates) -> bool:
         """Whether there are copies that follow from states and records of this moment."""
-        is_made = self.copies is not None and not self.is_frozen_anew()
-        return is_made and all(
-            bucket.holds_all("true") and bucket.can_recreate() and not bucket.ledger.is_written()
-            for bucket in self.buckets
-        )
+        is_same = self.copies is not None and holds([state], self.served.states)
+        return is_same and not self.is_frozen_anew() and all(map(_is_fresh, self.buckets))
 
     def mode_after_step(self) -> Mode:
         """What parameters hold after a step."""
@@ -253,6 +250,11 @@ class GroupPlan:
     def is_predicted(self) -> bool:
         """Whether the group is said to hold predictions."""
         return bool(self.group["weights_are"] == "predicted")
+
+
+def _is_fresh(bucket: Bucket) -> bool:
+    is_known = bucket.can_recreate() and not bucket.ledger.is_written()
+    return is_known and bucket.holds_all("true") and bucket.has_own_states()
 
 
 def _held(bucket: Bucket, is_predicted: bool) -> list[bool]:

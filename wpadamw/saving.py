@@ -12,7 +12,7 @@ from wpadamw import checkpoint
 from wpadamw.accelerated import answer_through_accelerate
 from wpadamw.checks import plain_numbers
 from wpadamw.clients import Clients
-from wpadamw.compat import disable_dynamo, outside_inference_mode
+from wpadamw.compat import disable_dynamo, forget_gathered, outside_inference_mode
 from wpadamw.copies import Keeping
 from wpadamw.serving import Plans
 from wpadamw.upkeep import Upkeep
@@ -58,7 +58,7 @@ class Saving(Upkeep):
         for own, group in zip(self.param_groups, saved["param_groups"], strict=True):
             group["rule"] = self._rule(group).name
             if self._plan(own).copies is not None:
-                del group["backup"]  # there is none: whoever loads this has an option of its own
+                group["backup"] = None  # there is none: whoever loads this has an option of its own
         return saved
 
     @disable_dynamo
@@ -88,10 +88,13 @@ class Saving(Upkeep):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             if (replaced := pre_hook(self, state_dict)) is not None:
                 state_dict = replaced
+        if self._keeping.copies is not None:
+            state_dict = checkpoint.for_copies(state_dict)
         groups, state = checkpoint.read(
             state_dict, self.param_groups, self.defaults, self.original, self._rule
         )
         self._replace(defaultdict(dict, state), groups)
         if self._keeping.copies is not None:
             self._keeping.copies.seen.clear()
-        self._receive()
+            forget_gathered()
+        self._modes()

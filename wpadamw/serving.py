@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from wpadamw import _backends, identify, layout, loading
 from wpadamw.accelerated import answer_through_accelerate
 from wpadamw.bucket import Bucket
-from wpadamw.checks import Group, check_mode, check_step
+from wpadamw.checks import Group, check_in_step, check_mode, check_step
 from wpadamw.clients import Clients
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
@@ -140,6 +140,8 @@ class Serving(Optimizer):
             plan.check()
         else:
             check_step(group, self.defaults, self._rule)
+            if self._keeping.copies is not None:
+                check_in_step(group)
 
     # Weights from outside.
 

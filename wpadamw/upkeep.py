@@ -107,14 +107,20 @@ class Upkeep(Serving):
                 check_in_step(group)
         self._keeping.copies = copies
 
-    def _refresh_copies(self) -> None:
-        """Brings copies up to date where states were written to, or parameters frozen."""
+    def _refresh_copies(self) -> bool:
+        """Brings copies up to date where states were written to, or parameters frozen.
+
+        Tells whether there was something to do.
+        """
         plans = [self._plans.of(group) for group in self.param_groups]
         is_known = (
             self._plans.loaded == "no" and not self._plans.is_interrupted and None not in plans
         )
-        if not (is_known and all(plan.has_fresh_copies() for plan in plans if plan is not None)):
-            self._renew_copies()
+        fresh = (plan.has_fresh_copies(self.state) for plan in plans if plan is not None)
+        if is_known and all(fresh):
+            return False
+        self._renew_copies()
+        return True
 
     @outside_inference_mode
     @torch.no_grad()
@@ -125,7 +131,12 @@ class Upkeep(Serving):
             if anew and (plan := self._plans.of(group)) is not None:
                 for bucket in plan.buckets:
                     bucket.state_versions = None
-            self._refreshed(group).follow_freezing()
+            plan = self._refreshed(group)
+            plan.follow_freezing()
+            if anew and plan.copies is not None:
+                plan.copies.show_true(plan.served.pending)
+            if anew and any(bucket.watch.are_sharded for bucket in plan.buckets):
+                forget_gathered()
         self._plans.is_interrupted = False
 
     # Checkpoints.
@@ -136,8 +147,11 @@ class Upkeep(Serving):
         carried = {id(param) for param, entry in state.items() if "weight" in entry}
         try:
             self.__setstate__({"state": state, "param_groups": groups})
-            self._plans.loaded, self._plans.carried = "read", carried
+            if carried or self._keeping.copies is None or "predicted" in self._modes():
+                self._plans.loaded, self._plans.carried = "read", carried
             for group in groups:
+                if self._keeping.copies is not None:
+                    check_in_step(group)
                 self._plan(group)
         except BaseException as error:
             self.__dict__.update(former)
@@ -156,7 +170,7 @@ class Upkeep(Serving):
             bucket.watch.own()  # there is no copy to compare with: this is the model file
         self._plans.loaded = "received"
         if self._keeping.copies is not None:
-            for plan in plans:
+            for plan in compared:  # of the others a model file may still come
                 self._leave(plan)
         if any(bucket.watch.are_sharded for plan in plans for bucket in plan.buckets):
             forget_gathered()
@@ -166,4 +180,8 @@ class Upkeep(Serving):
         """To be called before the weights are used: what they hold now is what was meant."""
         if self._plans.loaded != "no":
             self._receive()
+            # Copies serve from now on, and what was loaded without a backup goes to true weights.
+            self._plans.is_interrupted |= self._keeping.copies is not None
             self._plans.loaded = "no"
+            if self._plans.is_interrupted:
+                self._put_in_order()

@@ -41,7 +41,11 @@ class Watch:
 
     def own(self) -> None:
         """Takes the present values of the parameters for the optimizer's own."""
-        self.versions = versions(self.locals)
+        self.versions = versions(self._counted())
+
+    def _counted(self) -> list[Tensor]:
+        """Whose versions tell of writes: those to a DTensor do not raise that of its shard."""
+        return [*self.locals, *self.params] if self.are_sharded else self.locals
 
     def doubt(self, where: list[bool]) -> None:
         """Has parameters looked at as if just written to."""
@@ -64,7 +68,8 @@ class Watch:
         """
         if self.versions is None:
             return [] if without_trace else list(range(len(self.locals)))
-        return self.versions.differing(self.locals)
+        differing = self.versions.differing(self._counted())
+        return sorted({i % len(self.params) for i in differing}) if differing else []
 
     def note_write(self, where: list[bool] | None, are_raised: bool) -> None:
         """To be called after own writes to parameters (None: all): autograd hears of them.
@@ -76,7 +81,8 @@ class Watch:
         before, self.versions = self.versions, None
         increment_version(list(itertools.compress(self.locals, where)) if where else self.locals)
         # Where nobody else raises the counters they need not be read again.
-        if before is None or where is not None or are_raised or not self.are_whole:
+        is_one_each = self.are_whole and not self.are_sharded
+        if before is None or where is not None or are_raised or not is_one_each:
             self.own()
         else:
             before.raise_all()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import needs_gloo
 from programs import HAS_LARGE, LARGE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SEVERAL_PROCESSES = {"fsdp"}  # have tests of their own
 # As `python example.py` does, but for torchvision where torch has no CUDA.
 RUN = (
     "import runpy, sys, torchvision_operators as operators; operators.declare();"
@@ -31,21 +34,54 @@ def imported(path):
 
 
 def examples():
-    paths = sorted(EXAMPLES.glob("*.py"))
+    paths = sorted(path for path in EXAMPLES.glob("*.py") if path.stem not in SEVERAL_PROCESSES)
     return [path for path in paths if HAS_LARGE or not imported(path) & {*LARGE}]
+
+
+def start(*command, folder):
+    """What a program prints."""
+    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    own = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, *map(str, command)]
+    result = subprocess.run(
+        command, cwd=folder, env=own, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "wpadamw" not in result.stderr
+    return result.stdout
 
 
 @pytest.mark.parametrize("path", examples(), ids=lambda path: path.stem)
 def test_example_runs_and_hears_no_warning_of_ours(path, tmp_path):
-    command = [sys.executable, "-c", RUN, str(path)]
-    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    own = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    result = subprocess.run(
-        command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout
-    assert "wpadamw" not in result.stderr
+    assert start("-c", RUN, path, folder=tmp_path)
+
+
+def start_sharded(num_processes, steps, folder):
+    """The losses that examples/fsdp.py prints, by the words before them."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", num_processes]
+    options = ["--folder", folder / "checkpoints", "--steps", steps]
+    printed = start(*command, EXAMPLES / "fsdp.py", *options, folder=folder)
+    pairs = (line.rsplit(" ", 1) for line in printed.splitlines())
+    return {words: float(loss) for words, loss in pairs}
+
+
+@needs_gloo
+def test_sharded_training_goes_on_with_any_number_of_processes(tmp_path):
+    if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip("before torch 2.6 FSDP2 is no public part of torch, and needs CUDA")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = start_sharded(2, 12, whole)
+    first, last = start_sharded(2, 6, parts), start_sharded(1, 6, parts)
+    resumed_at, *_ = last.values()
+    assert resumed_at == pytest.approx(first["step 6: validation loss"], abs=0.002)
+    for step in range(1, 7):
+        assert first[f"step {step}: loss"] == expected[f"step {step}: loss"]
+    for step in range(7, 13):
+        same = pytest.approx(expected[f"step {step}: loss"], abs=0.01)  # sums in another order
+        assert last[f"step {step}: loss"] == same
+    assert last["step 12: validation loss"] < resumed_at - 0.3
 
 
 def test_small_packages_have_examples():

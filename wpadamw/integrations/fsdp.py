@@ -1,7 +1,6 @@
 """Sharded training in which the prediction lives in the weights that `fully_shard` gathers.
 
-FSDP2 asks a local shard for what it shall gather, if the shard has ``fsdp_pre_all_gather`` and
-``fsdp_post_all_gather``. With `hand_over` shards answer with the copies that a step has written.
+With `hand_over` shards answer to FSDP2 with the copies that a step has written.
 """
 
 from __future__ import annotations
@@ -13,12 +12,35 @@ import torch
 from torch import Tensor, nn
 
 from wpadamw.attach import own_optimizer
-from wpadamw.compat import disable_dynamo, is_in_backward, reshard, shards_of
-from wpadamw.copies import Copies, Kind
-from wpadamw.follow import unwrapped
+from wpadamw.checks import check_in_step
+from wpadamw.compat import (
+    backward_pass,
+    disable_dynamo,
+    forget,
+    fsdp_groups,
+    fsdp_states,
+    is_in_backward,
+    unwatch_forwards,
+    watch_forwards,
+)
+from wpadamw.copies import Copies
+from wpadamw.follow import tensors_in, unwrapped
+from wpadamw.integrations.fsdp_shards import Gather, Group, Weights
 from wpadamw.optimizer import WeightPrediction
 
-_PRE, _POST = "fsdp_pre_all_gather", "fsdp_post_all_gather"
+UPDATED = (
+    "a backward pass needs the weights of its forward, but the optimizer has updated them since: "
+    "call backward() before step()"
+)
+REPLACED = (
+    "the optimizer must hold the parameters of the model that was handed over, got a model with "
+    "others, as after load_state_dict(assign=True): load without assign, or call remove() and "
+    "construct another optimizer"
+)
+MIXED = (
+    "a backward pass needs true and predicted weights: call backward() once for the forwards in "
+    "training mode, and once for the others"
+)
 
 
 def hand_over(model: nn.Module, optimizer: WeightPrediction) -> HandOver:
@@ -63,26 +85,37 @@ class HandOver:
 
     def __init__(self, model: nn.Module, optimizer: WeightPrediction) -> None:
         self._model, self._optimizer = model, optimizer
-        self._gathers = [_Gather(self, shard) for shard in shards_of(model)]
+        self._states = fsdp_states(model)
+        self._groups = [Group(self, group) for of in self._states for group in fsdp_groups(of)]
+        self._gathers = [gather for group in self._groups for gather in group.gathers]
         self._copies = Copies(kinds={id(g.param): g.kind for g in self._gathers})
         self._check()
-        # Which weights the last forward has gathered, and which of them a backward pass needs.
-        self._is_predicted = self._is_resumed_predicted = True
         optimizer.restore()
         optimizer._keep_copies(self._copies)
+        # Of the last forward, and of backward passes, which may lie in each other.
+        self._weights, self._resumed = self._present(), dict[int, Weights]()
+        self._is_under_way = False
         self._arm()
-        self._hook = model.register_forward_pre_hook(self._enter, prepend=True)
+        self._follow(is_new=True)
+        self._hooks = [
+            model.register_forward_pre_hook(self._enter, prepend=True),
+            model.register_forward_hook(self._exit, always_call=True),
+        ]
+        for state in self._states:
+            watch_forwards(state, self._enter_part, self._watch)
         model.train = functools.partial(_train, self)  # type: ignore[method-assign]
-        reshard(model)
 
     def remove(self) -> None:
         """Gather the shards themselves again; the optimizer goes on with a backup."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        for state in self._states:
+            unwatch_forwards(state)
         vars(self._model).pop("train", None)
         for gather in self._gathers:
             gather.disarm()
         self._optimizer._keep_copies(None)
-        reshard(self._model)
+        self._follow(is_new=True)
 
     def _check(self) -> None:
         if not self._gathers:
@@ -104,6 +137,8 @@ class HandOver:
             )
         for param in params:
             self._copies.kind_of(param)
+        for group in self._optimizer.param_groups:
+            check_in_step(group)
 
     def _arm(self) -> None:
         for gather in self._gathers:
@@ -111,34 +146,83 @@ class HandOver:
 
     # Which weights are gathered.
 
-    def _wants_prediction(self) -> bool:
-        if is_in_backward():
-            return self._is_resumed_predicted
-        is_held_true = self._optimizer._clients.is_held_true
-        return unwrapped(self._model).training and not is_held_true
+    def _present(self) -> Weights:
+        """Those of a forward that begins now."""
+        plans, is_held_true = self._optimizer._plans, self._optimizer._clients.is_held_true
+        is_predicted = unwrapped(self._model).training and not is_held_true
+        return Weights(is_predicted, plans, plans.updates)
+
+    def asked(self) -> Weights:
+        """Those that are to be gathered now: one forward, and its backward pass, have the same."""
+        if self._is_under_way and not is_in_backward():
+            return self._weights
+        # None where a forward without autograd is computed again (checkpoints with use_reentrant).
+        return self._resumed.get(backward_pass()) or self._present()
 
     @disable_dynamo
     def _enter(self, *_: Any) -> None:
         """Before a forward of the model."""
-        self._follow()
-        if torch.is_grad_enabled() and not is_in_backward():
-            self._is_resumed_predicted = self._is_predicted
-        if self._is_predicted:
-            self._optimizer._refresh_copies()
+        if not is_in_backward():  # else a part of it, or all, is computed again
+            self._begin()
+            self._is_under_way = True
 
-    def _follow(self) -> None:
-        """Has modules forget what they have gathered of the other weights."""
+    @disable_dynamo
+    def _exit(self, *_: Any) -> None:
+        """After it."""
+        self._is_under_way = self._is_under_way and is_in_backward()
+
+    def _enter_part(self) -> None:
+        """Before a forward that FSDP takes for a whole one, which may be that of a part alone."""
+        if not (self._is_under_way or is_in_backward()):
+            self._begin()
+
+    def _begin(self) -> None:
         self._arm()
-        if self._is_predicted != (wants := self._wants_prediction()):
-            self._is_predicted = wants
-            reshard(self._model)
+        self._resumed.clear()
+        self._weights = self._present()
+        self._follow(is_new=self._refresh(self._weights))
 
-    def prediction_of(self, gather: _Gather) -> Tensor | None:
+    def gather_begins(self, weights: Weights) -> None:
+        """Before shards are gathered together, in a forward or not."""
+        if not (self._is_under_way or is_in_backward()):
+            self._refresh(weights)
+
+    def _refresh(self, weights: Weights) -> bool:
+        """Brings copies up to date if they are wanted; whether there was something to do."""
+        is_wanted = weights.is_predicted or self._optimizer._plans.loaded != "no"
+        return is_wanted and self._optimizer._refresh_copies()
+
+    def _follow(self, is_new: bool = False) -> None:
+        """Has modules forget what they have gathered of other weights; all if there are new."""
+        asked = self.asked()
+        for group in self._groups:
+            if is_new or group.weights != asked:
+                forget(group.fsdp)
+
+    def _watch(self, outputs: Any) -> None:
+        """Has the backward pass of a forward, or of a part of it, gather the weights of both."""
+        if torch.is_grad_enabled():
+            resume = functools.partial(self._resume, self.asked())
+            for tensor in tensors_in(outputs):
+                if tensor.requires_grad:
+                    tensor.register_hook(resume)  # type: ignore[no-untyped-call]
+
+    def _resume(self, weights: Weights, _: Tensor) -> None:
+        known = self._resumed.setdefault(backward_pass(), weights)
+        if known.is_predicted != weights.is_predicted:
+            raise RuntimeError(MIXED)
+        if known is weights:
+            if weights[1:] != self._present()[1:]:
+                raise RuntimeError(UPDATED)
+            self._follow()
+
+    def prediction_of(self, gather: Gather) -> Tensor | None:
         """The predicted shard, padded; None where the true one is to be gathered."""
-        self._is_predicted = self._wants_prediction()
-        if not self._is_predicted or gather.param not in self._optimizer.state:
+        if not self.asked().is_predicted or not self._optimizer.state.get(gather.param):
             return None
-        if self._copies.seen.get(id(gather.param)) != gather.local._version:
+        if gather.is_replaced():
+            raise RuntimeError(REPLACED)
+        if not self._copies.is_seen(gather.param, gather.local):
             self._optimizer._renew_copies()
         return self._copies.memory_of(gather.param)
 
@@ -149,111 +233,3 @@ def _train(handed: HandOver, mode: bool = True) -> nn.Module:
     type(model).train(model, mode)
     handed._follow()
     return model
-
-
-class _Gather:
-    """What a local shard answers to FSDP."""
-
-    def __init__(self, handed: HandOver, shard: Any) -> None:
-        self.handed, self.shard = handed, shard
-        self.param: nn.Parameter = shard.sharded_param
-        self.dtype = self._dtype_of(shard.mp_policy)
-        self.kind = Kind(self.dtype, shard.padded_sharded_param_size.numel())
-
-    @property
-    def local(self) -> Tensor:
-        """The shard of this moment: loading and moves may replace it."""
-        local: Tensor = self.shard._sharded_local_tensor
-        return local
-
-    def _dtype_of(self, policy: Any) -> torch.dtype:
-        is_cast = self.param.is_floating_point() and policy.param_dtype is not None
-        return policy.param_dtype if is_cast else self.param.dtype
-
-    def check(self) -> None:
-        """Raises ValueError where FSDP would not ask, or ask another one."""
-        if self.shard.offload_to_cpu:
-            raise ValueError(
-                "model must keep its shards where it computes, got CPUOffloadPolicy: copies "
-                "lie beside the shards"
-            )
-        if hasattr(self.local, _PRE):
-            raise ValueError(
-                "model must be handed over once, got shards that have fsdp_pre_all_gather already: "
-                "call remove() before"
-            )
-
-    def arm(self) -> None:
-        """Has the shard of this moment answer."""
-        local, shard = self.local, self.shard
-        if hasattr(local, _PRE) or not _can_ask(shard):
-            return
-        setattr(local, _PRE, self.before)
-        setattr(local, _POST, self.after)
-        shard._init_extensions()
-        if shard.post_forward_mesh_info is not None:
-            self._follow_smaller_mesh()
-
-    def disarm(self) -> None:
-        """Has it answer no more."""
-        for name in ("to_sharded", "to_sharded_post_forward"):
-            vars(self.shard).pop(name, None)
-        self._be_silent()
-
-    def _be_silent(self) -> None:
-        for name in (_PRE, _POST):
-            vars(self.local).pop(name, None)
-
-    def _follow_smaller_mesh(self) -> None:
-        """With ``reshard_after_forward=N`` FSDP keeps a part of what it gathered, and must not ask.
-
-        It raises NotImplementedError where a shard would answer.
-        """
-        shard, kind = self.shard, type(self.shard)
-
-        def to_sharded() -> None:
-            kind.to_sharded(shard)
-            self.arm()
-
-        def to_sharded_post_forward() -> None:
-            self._be_silent()
-            kind.to_sharded_post_forward(shard)
-
-        vars(shard).update(to_sharded=to_sharded, to_sharded_post_forward=to_sharded_post_forward)
-
-    # What FSDP calls.
-
-    def before(
-        self,
-        mesh: Any,
-        outer_size: torch.Size,
-        outer_stride: tuple[int, ...],
-        module: nn.Module,
-        mp_policy: Any,
-    ) -> tuple[tuple[Tensor], None]:
-        """What to gather of the shard: padded, in the dtype that is computed in."""
-        if (found := self._dtype_of(mp_policy)) != self.dtype:
-            raise RuntimeError(
-                f"the mixed precision policy of a model that was handed over must keep param_dtype "
-                f"{self.dtype}, got {found}: call remove() before it is changed, hand_over after"
-            )
-        shard = self.handed.prediction_of(self)
-        if shard is None:
-            shard = self.shard._sharded_param_data.to(self.dtype)
-        return (shard.view(self.shard.padded_sharded_param_size),), None
-
-    def after(
-        self,
-        all_gather_outputs: tuple[Tensor, ...],
-        metadata: None,
-        param_dtype: torch.dtype,
-        *,
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[()]] | None:
-        """What was gathered is the weight; the second time it lies there already."""
-        return None if out is not None else (all_gather_outputs[0], ())
-
-
-def _can_ask(shard: Any) -> bool:
-    """Whether FSDP's way to unflatten what it gathered works for a shard."""
-    return bool(shard.padded_sharded_param_size.numel())

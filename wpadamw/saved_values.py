@@ -1,0 +1,102 @@
+"""The values of a saved state: each is checked, and refused by its name."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wpadamw import layout
+from wpadamw._backends.interface import Kind
+from wpadamw.compat import to_complex
+from wpadamw.rules.rule import MAX_ROLLOUT, Rule
+
+# The largest count that float32 counts on from; torch counts in it, too.
+_MAX_COUNT = 2**24
+
+
+def read_step(where: str, value: Any) -> Tensor:
+    """The count of updates, as a tensor of one float32 number."""
+    number = _number(value)
+    if not (0 <= number <= _MAX_COUNT and number.is_integer()):
+        raise ValueError(
+            f"{where}['step'] must be one whole number from 0 to {_MAX_COUNT}, got {value!r:.200}"
+        )
+    return torch.tensor(number, dtype=torch.float32, device="cpu")
+
+
+def _number(value: Any) -> float:
+    """A number, or a tensor of one, as a float; NaN for everything else."""
+    try:
+        is_one = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+        return float(value) if is_one else math.nan
+    except (RuntimeError, TypeError, NotImplementedError, OverflowError):
+        return math.nan
+
+
+def read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
+    """A tensor of the state; it is copied where it goes to."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{where} must be a tensor, got {type(value).__name__}")
+    if (reason := _why_not_like(value, param)) is not None:
+        raise ValueError(f"{where} must {reason}")
+    return value.detach()  # copied where it goes to
+
+
+def _state_dtype(param: Tensor) -> torch.dtype:
+    real_dtype = layout.REAL_DTYPE[param.dtype]
+    return to_complex(real_dtype) if param.is_complex() else real_dtype
+
+
+def _why_not_like(value: Tensor, param: Tensor) -> str | None:
+    """Why a tensor cannot be the state of a parameter, or None if it can."""
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+        return f"be dense and have data, got layout {value.layout} on device {value.device}"
+    if value.shape != param.shape:
+        return f"have shape {tuple(param.shape)} like its parameter, got {tuple(value.shape)}"
+    if layout.is_dtensor(value) != layout.is_dtensor(param):
+        return f"be a {type(param).__name__} like its parameter, got {type(value).__name__}"
+    dtype = _state_dtype(param)
+    is_exact = value.is_floating_point() or value.is_complex()
+    if not is_exact or _promoted(value.dtype, dtype) != dtype:
+        return f"have dtype {dtype} or a narrower one, got {value.dtype}"
+    return None
+
+
+def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype | None:
+    try:
+        return torch.promote_types(a, b)
+    except RuntimeError:  # dtypes that promote to nothing, float8 for one
+        return None
+
+
+def read_prediction(where: str, value: Any, rule: Rule) -> Tensor:
+    """The record of a prediction."""
+    width = len(rule.Look._fields)
+    if not (isinstance(value, Tensor) and _is_record(value, width)):
+        raise ValueError(
+            f"{where}['prediction'] must be {1 + width} real numbers, or for each further update "
+            f"ahead {width} more, got {value!r:.200}"
+        )
+    row: Tensor = value
+    # A scheduler may have made any lr of it: the other numbers may be infinite, or NaN.
+    if row[0].item() not in tuple(Kind):
+        raise ValueError(
+            f"{where}['prediction'] must be a kind, one of {list(map(int, Kind))}, and the scalars "
+            f"{', '.join(rule.Look._fields)}, got {row.tolist()}"
+        )
+    return row.detach().to(device="cpu", dtype=torch.float64, copy=True)
+
+
+def _is_record(value: Tensor, width: int) -> bool:
+    """Whether a tensor holds a kind, and for each of some updates so many scalars."""
+    is_dense = value.layout == torch.strided and not (value.is_nested or value.is_quantized)
+    if not is_dense or value.is_meta or value.is_complex() or layout.is_dtensor(value):
+        return False
+    if value.dim() != 1:
+        return False
+    num_looks, rest = divmod(len(value) - 1, width)
+    return rest == 0 and 1 <= num_looks <= 1 + MAX_ROLLOUT
