@@ -43,7 +43,7 @@ def check_a_backward_pass_after_a_step():
 
 
 def check_mixed_backward():
-    net, opt = made_in_parts()
+    net, _ = made_in_parts()
     loss = loss_of(net(inputs()))
     loss += loss_of(net.eval()(inputs()))
     with pytest.raises(RuntimeError, match="true and predicted weights"):

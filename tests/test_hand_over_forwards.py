@@ -139,9 +139,9 @@ class Twice(nn.Module):
         return self.outer(self.inner(self.inner(x).tanh()))
 
 
-def check_a_module_used_twice(**options):
+def check_a_module_used_twice(reshards):
     net = Twice()
-    net, opt = made(net, parts=[net.inner], **options)
+    net, opt = made(net, parts=[net.inner], reshard_after_forward=reshards)
     assert_follows(net, opt)
     loss = loss_of(net(inputs()))
     evaluation(net, opt)
@@ -218,10 +218,7 @@ def test_parts_and_gathering():
         check_prefetching,
         check_a_step_while_gathered,
         check_no_reshard_after_backward,
-        *(
-            functools.partial(check_a_module_used_twice, reshard_after_forward=of)
-            for of in (True, False)
-        ),
+        *(functools.partial(check_a_module_used_twice, of) for of in (True, False)),
         check_modes_that_change_in_a_forward,
         check_failed_forwards,
         check_parts_in_eval,

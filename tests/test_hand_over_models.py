@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.distributed as dist
 from handed import (
     are_equal,
     assert_follows,
     assert_same,
+    batch,
     evaluation,
     gradients,
     handed,
@@ -19,6 +21,7 @@ from handed import (
     plain_gradients,
     predicted_weights,
     seen_by,
+    sharded,
     train,
     true_weights,
 )
@@ -26,6 +29,7 @@ from processes import needs_gloo, network, run
 from torch import nn
 
 import wpadamw
+from wpadamw.integrations.fsdp import hand_over
 
 pytestmark = needs_gloo
 
@@ -46,8 +50,6 @@ def check_grouped():
 def check_parts_alone():
     """The model itself is not sharded: each of its parts is a root."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    from wpadamw.integrations.fsdp import hand_over
 
     net, policy = network(), MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     for part in (net[0], net[2]):
@@ -120,6 +122,31 @@ def test_ways_to_shard():
         check_parameters_of_nobody,
         check_state_that_was_asked_for,
     )
+
+
+def check_replicated_shards():
+    mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    net, opt, _ = handed(mesh=mesh)
+    train(net, opt, range(3))
+    assert_follows(net, opt)
+
+
+def check_tensor_parallel():
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(7, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    parallelize_module(net, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    sharded(net, mesh=mesh["data"])
+    opt = wpadamw.WPAdamW(net.parameters(), lr=1e-2)
+    hand_over(net, opt)
+    train(net, opt, range(3))
+    assert_follows(net, opt, batch(0, 0))
 
 
 # What a backward pass gathers.
@@ -202,8 +229,8 @@ BETWEEN = (
 RESHARDS = (True, False, None)
 
 
-def checks_between(mode):
-    for reshards in RESHARDS:
+def checks_between(mode, all_reshards=RESHARDS):
+    for reshards in all_reshards:
         for between in BETWEEN:
             options = {"mode": mode, "reshard_after_forward": reshards}
             yield functools.partial(gradients_around, between, **options)
@@ -211,3 +238,13 @@ def checks_between(mode):
 
 def test_a_backward_pass_has_the_weights_of_its_forward():
     run(*checks_between(mode=True), *checks_between(mode=False))
+
+
+def test_four_processes():
+    run(
+        check_replicated_shards,
+        check_tensor_parallel,
+        functools.partial(gradients_around, training_forward, mode=False, reshard_after_forward=2),
+        *checks_between(mode=True, all_reshards=[2]),
+        world_size=4,
+    )

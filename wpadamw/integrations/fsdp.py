@@ -50,9 +50,15 @@ def hand_over(model: nn.Module, optimizer: WeightPrediction) -> HandOver:
     `MixedPrecisionPolicy`, else float32) beside the true weights: with bfloat16 it moves 30 bytes
     per parameter, where AdamW and the cast of its weights take 34, and keeps 2 bytes for the copy
     and no backup. Forwards while ``model.training`` gather it, others gather the cast true weights;
-    a backward pass gathers what its forward has. Nothing but `step` writes to a shard: state dicts,
-    checkpoints, averages and norms see true weights at any time, and ``opt.train()`` and
-    ``opt.eval()`` have nothing to do. Inside ``opt.true_weights()`` no forward predicts.
+    so does a forward of a part of the model, and what is said when a forward begins holds for all
+    of it. Nothing but `step` writes to a shard: state dicts, checkpoints, averages and norms see
+    true weights at any time, and ``opt.train()`` and ``opt.eval()`` have nothing to do. Inside
+    ``opt.true_weights()`` no forward predicts.
+
+    A backward pass gathers what its forward has; it raises RuntimeError after a further `step`, and
+    for forwards of both kinds at once. Predictions follow writes to shards and to their states.
+    Those that go through ``.data`` or ``torch._foreach_*`` leave no trace on a DTensor: the next
+    `step` takes them into account, and so does ``opt.predict()`` at once.
 
     Args:
         model: the root of the training's forward, after `fully_shard` of it or of its parts. The

@@ -7,6 +7,8 @@ FSDP2 asks a local shard for what it shall gather, if the shard has ``fsdp_pre_a
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import weakref
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -100,7 +102,9 @@ class Gather:
         is_kept = shard.sharded_state.name == "SHARDED_POST_FORWARD"
         if hasattr(local, _PRE) or is_kept or not self.can_ask():
             return
-        vars(local).update({_PRE: self.before, _POST: self.after, **self._without_answers()})
+        before: Any = functools.partial(self.before)
+        before.__signature__ = _SIGNATURE  # FSDP looks at it in every call
+        vars(local).update({_PRE: before, _POST: self.after, **self._without_answers()})
         shard._init_extensions()
         if shard.post_forward_mesh_info is not None:
             self._follow_smaller_mesh()
@@ -173,3 +177,7 @@ class Gather:
     ) -> tuple[Tensor, tuple[()]] | None:
         """What was gathered is the weight; the second time it lies there already."""
         return None if out is not None else (all_gather_outputs[0], ())
+
+
+_WITH_SELF = inspect.signature(Gather.before)
+_SIGNATURE = _WITH_SELF.replace(parameters=list(_WITH_SELF.parameters.values())[1:])
