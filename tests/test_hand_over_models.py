@@ -100,6 +100,8 @@ def check_parameters_of_nobody():
     for step in range(3):
         train(net, opt, [step])
         assert_follows(net, opt)
+    del opt.param_groups[1]
+    assert_follows(net, opt)
 
 
 def check_state_that_was_asked_for():

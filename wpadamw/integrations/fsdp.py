@@ -100,7 +100,7 @@ class HandOver:
         optimizer._keep_copies(self._copies)
         # Of the last forward, and of backward passes, which may lie in each other.
         self._weights, self._resumed = self._present(), dict[int, Weights]()
-        self._is_under_way = False
+        self._is_under_way, self._trained = False, self._in_groups()
         self._arm()
         self._follow(is_new=True)
         self._hooks = [
@@ -146,6 +146,11 @@ class HandOver:
         for group in self._optimizer.param_groups:
             check_in_step(group)
 
+    def _in_groups(self) -> set[int]:
+        """The optimizer's parameters, by id: groups may be taken away."""
+        groups = self._optimizer.param_groups
+        return {id(param) for group in groups for param in group["params"]}
+
     def _arm(self) -> None:
         for gather in self._gathers:
             gather.arm()
@@ -185,6 +190,7 @@ class HandOver:
     def _begin(self) -> None:
         self._arm()
         self._resumed.clear()
+        self._trained = self._in_groups()
         self._weights = self._present()
         self._follow(is_new=self._refresh(self._weights))
 
@@ -224,7 +230,8 @@ class HandOver:
 
     def prediction_of(self, gather: Gather) -> Tensor | None:
         """The predicted shard, padded; None where the true one is to be gathered."""
-        if not self.asked().is_predicted or not self._optimizer.state.get(gather.param):
+        is_trained = id(gather.param) in self._trained and self._optimizer.state.get(gather.param)
+        if not (self.asked().is_predicted and is_trained):
             return None
         if gather.is_replaced():
             raise RuntimeError(REPLACED)
