@@ -158,7 +158,7 @@ def assert_follows(net, opt, inputs=None, dtype=torch.bfloat16):
     inputs = batch(0, dist.get_rank()) if inputs is None else inputs
     net.train()
     trained = seen_by(net, lambda: loss_of(net(inputs)).backward())
-    opt.zero_grad()
+    net.zero_grad()
     assert_same(trained, predicted_weights(net, opt, dtype))
     net.eval()
     with torch.no_grad():
