@@ -63,14 +63,11 @@ class Copies:
         Of a view with gaps, or at an odd address, kernels work on a contiguous one.
         """
         kind, flat = self.kind_of(param), self.memory.get(param)
-        room = max(kind.room, dense.numel())
-        if flat is None or (flat.numel(), flat.dtype, flat.device) != (
-            room,
-            kind.dtype,
-            dense.device,
-        ):
-            flat = torch.zeros(room, dtype=kind.dtype, device=dense.device)
-            self.memory[param] = flat
+        wanted = max(kind.room, dense.numel()), kind.dtype, dense.device
+        if flat is None or (flat.numel(), flat.dtype, flat.device) != wanted:
+            flat = self.memory[param] = torch.zeros(
+                wanted[0], dtype=kind.dtype, device=dense.device
+            )
         if not (layout.is_dense(dense) and layout.is_aligned(dense)):
             return flat[: dense.numel()].view(dense.shape)
         return flat.as_strided(dense.shape, dense.stride())
