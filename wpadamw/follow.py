@@ -116,8 +116,7 @@ class Follower:
 
     def params(self) -> dict[int, Tensor]:
         """The optimizer's parameters, by id."""
-        groups = self.optimizer.param_groups
-        return {id(param): param for group in groups for param in group["params"]}
+        return {id(param): param for param in self.optimizer._params()}
 
     @disable_dynamo
     def follow_parts(self, anew: bool = False) -> None:

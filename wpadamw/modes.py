@@ -113,7 +113,7 @@ class Modes(Saving):
         copies = self._keeping.copies
         if copies is None:
             raise RuntimeError("compute_copy needs compute_dtype, got an optimizer without it")
-        if not any(param is own for group in self.param_groups for own in group["params"]):
+        if not any(param is own for own in self._params()):
             raise ValueError("param must be one of the optimizer's parameters, got another")
         copy = copies.of(param, layout.local(param).detach())
         self._renew_copies()

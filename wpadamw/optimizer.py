@@ -119,7 +119,7 @@ class WeightPrediction(Modes):
 
     @outside_inference_mode
     def _squared_gradients(self) -> Tensor:
-        params = [param for group in self.param_groups for param in group["params"]]
+        params = self._params()
         squared = self._plans.squared_gradients
         if squared is None or not squared.serves(params):
             squared = GradientSums(Squares(), params, self._backend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, identify, layout, loading
@@ -87,6 +88,10 @@ class Serving(Optimizer):
     def _rule(self, group: Group) -> Rule:
         """The update rule of a group."""
         raise NotImplementedError
+
+    def _params(self) -> list[Tensor]:
+        """The parameters of all groups."""
+        return [param for group in self.param_groups for param in group["params"]]
 
     # Plans.
 

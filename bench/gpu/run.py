@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -177,9 +178,14 @@ def _step_results(outcome: Outcome) -> dict[str, Any]:
         "verdict": outcome.verdict,
         "seconds": round(outcome.seconds, 1),
         "limit_s": outcome.step.limit_s,
-        "command": " ".join(outcome.step.command),
+        "command": _shown(outcome.step.command),
         "environment": {k: v for k, v in outcome.step.environment.items() if k != "PATH"},
     }
+
+
+def _shown(command: Sequence[str]) -> str:
+    """A command without the places of the machine that it ran on."""
+    return re.sub(r"/\S*/(?=[^/\s])", "", " ".join(command))
 
 
 def _logged(outcome: Outcome) -> str:

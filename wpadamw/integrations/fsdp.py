@@ -134,7 +134,7 @@ class HandOver:
         for gather in self._gathers:
             gather.check()
         own = {id(gather.param) for gather in self._gathers}
-        params = [param for group in self._optimizer.param_groups for param in group["params"]]
+        params = self._optimizer._params()
         if others := sum(id(param) not in own for param in params):
             raise ValueError(
                 "optimizer must hold shards of the model and nothing else, got "
@@ -148,8 +148,7 @@ class HandOver:
 
     def _in_groups(self) -> set[int]:
         """The optimizer's parameters, by id: groups may be taken away."""
-        groups = self._optimizer.param_groups
-        return {id(param) for group in groups for param in group["params"]}
+        return set(map(id, self._optimizer._params()))
 
     def _arm(self) -> None:
         for gather in self._gathers:
