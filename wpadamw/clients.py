@@ -10,13 +10,14 @@ from __future__ import annotations
 import operator
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from wpadamw.checks import Group
+from wpadamw.checks import Group, Mode
 from wpadamw.compat import warn_caller
 
 REFUSED = (
@@ -104,8 +105,14 @@ class Clients:
         self.has_shown_true = True  # whether parameters held true weights since the last update
         self.gradients_of: set[bool] = set()  # forwards in training mode, or not
         self.needs_look = True  # before an update
+        self.mode_hooks: OrderedDict[int, Callable[[Any, Mode], None]] = OrderedDict()
         self._callers: set[str] | None = None  # modules in whose frames the first step was called
         self._said: set[str] = set()
+
+    def announce(self, optimizer: Any, mode: Mode) -> None:
+        """Before a user has parameters go to a mode."""
+        for hook in list(self.mode_hooks.values()):
+            hook(optimizer, mode)
 
     def look(self, groups: Sequence[Group]) -> None:
         """Before an update: refuses programs that would get predictions into their own weights.

@@ -218,6 +218,12 @@ def needs_profiled_step(optimizer: Optimizer) -> bool:
     )
 
 
+def taken_by(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+    """Those of the arguments that a function of torch has in this version."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in known}
+
+
 def to_complex(dtype: torch.dtype) -> torch.dtype:
     """The complex dtype of pairs of a real one."""
     return {torch.float32: torch.complex64, torch.float64: torch.complex128}[dtype]

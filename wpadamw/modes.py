@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from wpadamw import layout
 from wpadamw.checks import (
@@ -41,6 +42,7 @@ class Modes(Saving):
 
         With ``compute_dtype`` the parameters stay true, and the copies are computed anew.
         """
+        self._clients.announce(self, "predicted")
         if self._keeping.copies is not None:
             self._renew_copies(anew=True)
             return
@@ -53,6 +55,7 @@ class Modes(Saving):
         Idempotent, free when the parameters hold them already, and exact (with ``backup=False``
         to a few ulp).
         """
+        self._clients.announce(self, "true")
         self._return_to(["true"] * len(self.param_groups))
 
     @disable_dynamo
@@ -83,6 +86,23 @@ class Modes(Saving):
         finally:
             clients.is_held_true = was_held
             self._return_to(modes)
+
+    def register_mode_pre_hook(self, hook: Callable[[Modes, Mode], None]) -> RemovableHandle:
+        """Have a function called before `predict` and `restore`, by whatever name.
+
+        For programs that know when weights must not be looked at: an error of theirs leaves all as
+        it is.
+
+        Args:
+            hook: called with the optimizer, and with ``"predicted"`` or ``"true"``.
+
+        Returns:
+            A handle: its ``remove()`` takes the function out again.
+        """
+        hooks = self._clients.mode_hooks
+        handle = RemovableHandle(hooks)
+        hooks[handle.id] = hook
+        return handle
 
     @disable_dynamo
     @outside_inference_mode

@@ -83,6 +83,17 @@ class Serving(Optimizer):
         super().__init__(params, defaults)
         answer_through_accelerate()
 
+    @property
+    def amp(self) -> bool:
+        """Whether a gradient scaler may leave its scale to the step."""
+        return self._amp
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """The dtype of the copies that hold predictions; None where parameters do."""
+        kind = self._keeping.copies and self._keeping.copies.kind
+        return kind.dtype if kind else None
+
     # What a subclass says.
 
     def _rule(self, group: Group) -> Rule:

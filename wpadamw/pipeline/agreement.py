@@ -1,0 +1,50 @@
+"""What the ranks of a pipeline must agree on, found out before anybody waits for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from wpadamw.compat import device_guard
+
+
+class Claim(NamedTuple):
+    """What a rank is about to build, and what is wrong with it as far as it can tell alone."""
+
+    agreed: dict[str, Any]  # the same on all ranks
+    own: dict[str, Any]  # different on all ranks
+    why_not: str | None
+
+
+def agree(claim: Claim, group: dist.ProcessGroup | None, device: torch.device) -> None:
+    """Exchange claims; to be called by all ranks of a group.
+
+    Raises:
+        ValueError: on all ranks, if there is something wrong on one.
+    """
+    claims: list[Any] = [None] * dist.get_world_size(group)
+    with device_guard(device):
+        dist.all_gather_object(claims, claim, group)
+    if reasons := list(_reasons(claims)):
+        raise ValueError("; ".join(reasons))
+
+
+def _reasons(claims: Sequence[Claim]) -> Any:
+    for name in claims[0].agreed:
+        values = [claim.agreed[name] for claim in claims]
+        if any(value != values[0] for value in values):
+            yield f"{name} must be the same on all ranks of the pipeline, got {_listed(values)}"
+    for name in claims[0].own:
+        values = [claim.own[name] for claim in claims]
+        if len(set(values)) < len(values):
+            yield f"{name} must be another on each rank of the pipeline, got {_listed(values)}"
+    for rank, claim in enumerate(claims):
+        if claim.why_not is not None:
+            yield claim.why_not if len(claims) == 1 else f"rank {rank}: {claim.why_not}"
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))

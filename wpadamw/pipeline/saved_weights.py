@@ -1,0 +1,184 @@
+"""The weights that autograd saves in a forward, and which ones the backward pass gets for them.
+
+In an asynchronous pipeline weights change between the two. Autograd asks its hooks for what it has
+saved: they give the weight that is meant, and anything else as it was saved, unless somebody has
+written to it since then.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+from wpadamw import layout
+from wpadamw.compat import is_in_backward
+from wpadamw.tensors import versions
+
+Backward = Literal["current", "forward"]
+
+MODIFIED = (
+    "one of the variables needed for gradient computation has been modified by an inplace "
+    "operation: a {dtype} tensor of shape {shape}, no weight of the stage"
+)
+WRITTEN = (
+    "parameter {name!r} was written to while micro-batches that have used it are in flight: with "
+    'backward="forward" it is only the stage\'s own updates that may'
+)
+READ = (
+    "parameter {name!r} was read in a backward pass, where it is no longer that of the forward: "
+    'activation checkpointing, among others, needs backward="current", got "forward"'
+)
+
+
+class _Saved:
+    """What autograd has saved and is no weight."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.versions = tensor, versions([tensor])
+
+    def read(self) -> Tensor:
+        """The tensor as it was saved."""
+        if not self.versions.are_of([self.tensor]):
+            raise RuntimeError(self.why_modified())
+        return self.tensor
+
+    def why_modified(self) -> str:
+        return MODIFIED.format(dtype=self.tensor.dtype, shape=tuple(self.tensor.shape))
+
+
+class _CurrentWeight:
+    """A weight, or a view of one, in its own memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def read(self) -> Tensor:
+        """The weight of this moment."""
+        return self.tensor
+
+
+class _ForwardWeight(_Saved):
+    """The same, for which the weight of the forward is given."""
+
+    def __init__(self, tensor: Tensor, name: str) -> None:
+        super().__init__(tensor)
+        self.name = name
+        self.has_copy = False
+
+    def keep(self, copies: dict[int, UntypedStorage]) -> None:
+        """Goes over to a copy; weights in the same memory share it."""
+        storage = self.tensor.untyped_storage()
+        if address(storage) not in copies:
+            copies[address(storage)] = cast(UntypedStorage, storage.clone())  # type: ignore[no-untyped-call]
+        self.tensor = _like(self.tensor, copies[address(storage)])
+        self.versions, self.has_copy = versions([self.tensor]), True
+
+    def why_modified(self) -> str:
+        return WRITTEN.format(name=self.name)
+
+
+class SavedWeights:
+    """The weights of a module in the graphs of its forwards.
+
+    Args:
+        module: its parameters are the weights.
+        backward: whether backward passes get the ``"current"`` weights or those of the
+            ``"forward"``. These are copied when there are others, where graphs still need them.
+    """
+
+    def __init__(self, module: nn.Module, backward: Backward) -> None:
+        self.module, self.backward = module, backward
+        self.names: dict[int, str] = {}  # of the parameters, by the address of their memory
+        self.alive: weakref.WeakSet[_ForwardWeight] = weakref.WeakSet()
+
+    def recorded(self) -> AbstractContextManager[Any]:
+        """For a forward."""
+        named = self.module.named_parameters()
+        self.names = {address(layout.local(p).untyped_storage()): name for name, p in named}
+        self.names.pop(0, None)  # parameters without elements
+        return saved_tensors_hooks(self._pack, _read)
+
+    def used(self) -> AbstractContextManager[Any]:
+        """For a backward pass."""
+        return _NoReads(self.names) if self.backward == "forward" else nullcontext()
+
+    def keep(self) -> None:
+        """To be called before parameters are written to.
+
+        Raises:
+            RuntimeError: if somebody else has. There are no new copies.
+        """
+        pending = [weight for weight in self.alive if not weight.has_copy]
+        for weight in pending:
+            weight.read()
+        copies: dict[int, UntypedStorage] = {}
+        for weight in pending:
+            weight.keep(copies)
+
+    def _pack(self, tensor: Tensor) -> _Saved | _CurrentWeight:
+        saved = tensor.detach()  # the tensor itself would be a cycle
+        name = _name_of(saved, self.names)
+        if name is None:
+            return _Saved(saved)
+        if self.backward == "current":
+            return _CurrentWeight(saved)
+        weight = _ForwardWeight(saved, name)
+        self.alive.add(weight)
+        return weight
+
+
+def address(storage: UntypedStorage) -> int:
+    """Where a storage begins; 0 if it is empty."""
+    return storage.data_ptr() if storage.nbytes() else 0
+
+
+def _read(saved: _Saved | _CurrentWeight) -> Tensor:
+    return saved.read()
+
+
+def _name_of(tensor: Tensor, names: dict[int, str]) -> str | None:
+    """The name of the parameter in whose memory a tensor lies."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return None
+    return names.get(address(layout.local(tensor).untyped_storage()))
+
+
+def _like(tensor: Tensor, storage: UntypedStorage) -> Tensor:
+    """What a tensor is, in another storage."""
+    place = tensor.storage_offset(), tensor.size(), tensor.stride()
+    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, *place)
+    view = view.conj() if tensor.is_conj() else view
+    return view.neg() if tensor.is_neg() else view
+
+
+class _NoReads(TorchFunctionMode):
+    """Refuses what computes with a parameter in a backward pass: a forward that is run again."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        computes = is_in_backward() and any(_tensors([result])) and func.__name__ != "__get__"
+        for tensor in _tensors([*args, *(kwargs or {}).values()]) if computes else ():
+            if (name := _name_of(tensor, self.names)) is not None:
+                raise RuntimeError(READ.format(name=name))
+        return result
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
