@@ -97,17 +97,21 @@ class SavedWeights:
         self.module, self.backward = module, backward
         self.names: dict[int, str] = {}  # of the parameters, by the address of their memory
         self.alive: weakref.WeakSet[_ForwardWeight] = weakref.WeakSet()
+        self.num_writes = 0
+        self.writes_before: dict[int, int] = {}  # the forward of a micro-batch
 
-    def recorded(self) -> AbstractContextManager[Any]:
-        """For a forward."""
+    def recorded(self, chunk: int) -> AbstractContextManager[Any]:
+        """For the forward of a micro-batch."""
+        self.writes_before[chunk] = self.num_writes
         named = self.module.named_parameters()
         self.names = {address(layout.local(p).untyped_storage()): name for name, p in named}
         self.names.pop(0, None)  # parameters without elements
         return saved_tensors_hooks(self._pack, _read)
 
-    def used(self) -> AbstractContextManager[Any]:
-        """For a backward pass."""
-        return _NoReads(self.names) if self.backward == "forward" else nullcontext()
+    def used(self, chunk: int) -> AbstractContextManager[Any]:
+        """For its backward pass."""
+        is_older = self.writes_before.get(chunk) != self.num_writes
+        return _NoReads(self.names) if self.backward == "forward" and is_older else nullcontext()
 
     def keep(self) -> None:
         """To be called before parameters are written to.
@@ -118,6 +122,7 @@ class SavedWeights:
         pending = [weight for weight in self.alive if not weight.has_copy]
         for weight in pending:
             weight.read()
+        self.num_writes += 1
         copies: dict[int, UntypedStorage] = {}
         for weight in pending:
             weight.keep(copies)

@@ -96,7 +96,7 @@ class AsyncStage(PipelineStage):
                 self.optimizer.restore()
                 return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
             self._predict()
-            with self.weights.recorded():
+            with self.weights.recorded(fwd_chunk_id):
                 return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
     def backward_one_chunk(
@@ -116,7 +116,7 @@ class AsyncStage(PipelineStage):
         if not self.has_backward:
             return
         given = taken_by(super().backward_weight_one_chunk, last_backward=True)
-        with self.in_flight.stage_working(), self.weights.used():
+        with self.in_flight.stage_working(), self.weights.used(bwd_chunk_id):
             self._restore()
             super().backward_weight_one_chunk(bwd_chunk_id, **given)
         self.update()
@@ -137,7 +137,7 @@ class AsyncStage(PipelineStage):
             return
         # Replicas exchange the gradients of every micro-batch: each may be the last of an update.
         given = {"loss": loss, "full_backward": full_backward, "last_backward": True}
-        with self.in_flight.stage_working(), self.weights.used():
+        with self.in_flight.stage_working(), self.weights.used(bwd_chunk_id):
             self._restore()
             super().backward_one_chunk(
                 bwd_chunk_id, **taken_by(super().backward_one_chunk, **given)

@@ -1,0 +1,103 @@
+"""Pipelines on the CPU: what their stages are made of, and the simulation they are compared with."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.pipelining import Schedule1F1B
+
+import wpadamw
+from wpadamw.bench.study.simulated_pipeline import SimulatedStage, simulate
+from wpadamw.pipeline import Async1F1B, AsyncStage
+
+# Sizes whose micro-batches are aligned as tensors of their own are: libraries of matrix products
+# round by alignment.
+WIDTH, BATCH_SIZE = 16, 4
+NUM_CHUNKS, NUM_STEPS = 8, 3
+CPU = torch.device("cpu")
+loss_fn = nn.functional.mse_loss
+
+
+def part(index, dtype=torch.float32):
+    """The module of a stage, the same in each process."""
+    torch.manual_seed(index + 1)
+    layers = nn.Linear(WIDTH, 2 * WIDTH), nn.Tanh(), nn.LayerNorm(2 * WIDTH)
+    return nn.Sequential(*layers, nn.Linear(2 * WIDTH, WIDTH)).to(dtype)
+
+
+def batches(num_chunks=NUM_CHUNKS * NUM_STEPS, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    shape = 2, BATCH_SIZE, WIDTH
+    return [
+        tuple(torch.randn(shape, generator=generator).to(dtype).unbind()) for _ in range(num_chunks)
+    ]
+
+
+def joined(chunks):
+    """A batch for a step of a schedule."""
+    return tuple(map(torch.cat, zip(*chunks, strict=True)))
+
+
+def per_step(chunks, num_chunks=NUM_CHUNKS):
+    return [chunks[i : i + num_chunks] for i in range(0, len(chunks), num_chunks)]
+
+
+def optimizer(module, steps, **options):
+    return wpadamw.WPAdamW(module.parameters(), lr=1e-2, prediction_steps=steps, **options)
+
+
+def schedule_of(index, num_stages, *, is_predicted=True, drains=False, dtype=None, **options):
+    """A stage of a pipeline with its optimizer, and a schedule."""
+    module = part(index, dtype or torch.float32)
+    steps = (num_stages - 1 - index) * is_predicted
+    opt = optimizer(module, steps, **options.pop("of_optimizer", {}))
+    stage = AsyncStage(module, index, num_stages, CPU, optimizer=opt, **options)
+    return (Schedule1F1B if drains else Async1F1B)(stage, NUM_CHUNKS, loss_fn), stage
+
+
+def step(schedule, stage, batch):
+    """A step of training; the losses, where they are known."""
+    inputs, targets = batch
+    losses: list[torch.Tensor] = []
+    args = (inputs,) if stage.is_first else ()
+    schedule.step(*args, **({"target": targets, "losses": losses} if stage.is_last else {}))
+    return [loss.detach() for loss in losses]
+
+
+def simulated(num_stages, *, is_predicted=True, dtype=None, of_optimizer=None, **options):
+    """The same stages in the simulation."""
+    dtype = dtype or torch.float32
+    stages = []
+    for index in range(num_stages):
+        module = part(index, dtype)
+        steps = (num_stages - 1 - index) * is_predicted
+        opt = optimizer(module, steps, **(of_optimizer or {}))
+        stages.append(SimulatedStage(module, opt, **options))
+    return stages
+
+
+def runs(chunks, drains):
+    """Micro-batches that go through the pipeline without a drain in between."""
+    first, *others = per_step(chunks)
+    return [first, *others] if drains else [first, sum(others, [])]
+
+
+def expected(stages, chunks, drains, backward="current"):
+    losses = [simulate(stages, run, loss_fn, backward=backward) for run in runs(chunks, drains)]
+    for stage in stages:
+        stage.optimizer.restore()
+    return sum(losses, [])
+
+
+def assert_same(stage, losses, stages, wanted):
+    """Weights and losses of a rank's stage are those of the simulation, bit for bit."""
+    pairs = zip(stage.submod.parameters(), stages[stage.stage_index].module.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    if stage.is_last:
+        assert torch.equal(torch.stack(losses), torch.stack(wanted))
+
+
+def place():
+    """This process' stage, of as many as there are."""
+    return dist.get_rank(), dist.get_world_size()
