@@ -1,6 +1,8 @@
-"""Pipelines on the CPU: what their stages are made of, and the simulation they are compared with."""
+"""Pipelines on the CPU: their stages, and the simulation that they are compared with."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.distributed as dist
@@ -80,19 +82,21 @@ def simulated(num_stages, *, is_predicted=True, dtype=None, of_optimizer=None, *
 def runs(chunks, drains):
     """Micro-batches that go through the pipeline without a drain in between."""
     first, *others = per_step(chunks)
-    return [first, *others] if drains else [first, sum(others, [])]
+    return [first, *others] if drains else [first, [*itertools.chain(*others)]]
 
 
 def expected(stages, chunks, drains, backward="current"):
     losses = [simulate(stages, run, loss_fn, backward=backward) for run in runs(chunks, drains)]
     for stage in stages:
         stage.optimizer.restore()
-    return sum(losses, [])
+    return [*itertools.chain(*losses)]
 
 
 def assert_same(stage, losses, stages, wanted):
     """Weights and losses of a rank's stage are those of the simulation, bit for bit."""
-    pairs = zip(stage.submod.parameters(), stages[stage.stage_index].module.parameters(), strict=True)
+    pairs = zip(
+        stage.submod.parameters(), stages[stage.stage_index].module.parameters(), strict=True
+    )
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
     if stage.is_last:
         assert torch.equal(torch.stack(losses), torch.stack(wanted))

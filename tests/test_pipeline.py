@@ -9,15 +9,29 @@ import itertools
 import pipelines
 import torch
 import torch.distributed as dist
-from pipelines import BATCH_SIZE, CPU, NUM_CHUNKS, WIDTH, assert_same, batches, expected, joined
-from pipelines import loss_fn, part, per_step, place, schedule_of, simulated, step
+from pipelines import (
+    BATCH_SIZE,
+    CPU,
+    NUM_CHUNKS,
+    WIDTH,
+    assert_same,
+    batches,
+    expected,
+    joined,
+    loss_fn,
+    part,
+    per_step,
+    place,
+    schedule_of,
+    simulated,
+    step,
+)
 from processes import needs_gloo, run
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import wpadamw
 from wpadamw.bench.study.simulated_pipeline import SimulatedStage, simulate
-from wpadamw.pipeline import Async1F1B, AsyncStage, delays
+from wpadamw.pipeline import Async1F1B, AsyncStage
 
 pytestmark = needs_gloo
 
@@ -29,7 +43,7 @@ def trained(schedule, stage, chunks):
     if isinstance(schedule, Async1F1B):
         schedule.flush()
     stage.optimizer.restore()
-    return sum(losses, [])
+    return [*itertools.chain(*losses)]
 
 
 def check_all_methods(**options):

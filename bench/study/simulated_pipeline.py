@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-Action = tuple[str, int]  # "F" or "B", and the number of the micro-batch
+# The kind and the number of the micro-batch. Kinds are "F" and "B", or for the two halves of "B":
+# "I" for the gradients, of which the stage before waits for one, and "W" for the update.
+Action = tuple[str, int]
 Orders = list[list[Action]]  # of the stages
 Batches = Sequence[tuple[Tensor, Tensor]]
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -81,9 +83,9 @@ class SimulatedStage:
         return left.detach()
 
     def backward(self, number: int, grad: Tensor | None, weights: Backward) -> Tensor | None:
-        """Run the backward and make an update; return the gradient of what had entered."""
-        done = self.under_way.pop(number)
-        pairs = list(zip(self.module.parameters(), done.module.parameters(), strict=True))
+        """Run the backward; return the gradient of what had entered."""
+        done = self.under_way[number]
+        pairs = zip(self.module.parameters(), done.module.parameters(), strict=True)
         if weights == "current":
             _methods(self.optimizer).restore()
             for param, copied in pairs:
@@ -91,13 +93,15 @@ class SimulatedStage:
                 # forward. Here this is what is meant to happen; so they are written to unseen.
                 copied.data.copy_(param)
         torch.autograd.backward(done.left, grad)
+        return done.entered.grad
+
+    def update(self, number: int) -> None:
+        """Make an update with the gradients of the backward."""
+        done = self.under_way.pop(number)
+        pairs = zip(self.module.parameters(), done.module.parameters(), strict=True)
         for param, copied in pairs:
             param.grad = copied.grad
         self.delays.append(self.num_updates - done.num_updates)
-        self._update()
-        return done.entered.grad
-
-    def _update(self) -> None:
         if self.max_norm is not None:
             _methods(self.optimizer).clip_grad_norm_(self.max_norm)
         self.optimizer.step()
@@ -148,7 +152,8 @@ def in_dependency_order(orders: Orders) -> Iterator[tuple[int, Action]]:
         num_done = len(done)
         for rank, order in enumerate(waiting):
             if order and _needs(rank, order[0], len(orders)) <= done:
-                done.add((rank, order[0]))
+                kind, number = order[0]
+                done.add((rank, ("B" if kind == "I" else kind, number)))
                 yield rank, order.popleft()
         if len(done) == num_done:
             stuck = {rank: "{}{}".format(*order[0]) for rank, order in enumerate(waiting) if order}
@@ -159,16 +164,19 @@ def _needs(rank: int, action: Action, num_stages: int) -> set[tuple[int, Action]
     kind, number = action
     if kind == "F":
         return {(rank - 1, action)} if rank > 0 else set()
-    behind = {(rank + 1, action)} if rank + 1 < num_stages else set()
+    if kind == "W":
+        return {(rank, ("B", number))}
+    behind = {(rank + 1, ("B", number))} if rank + 1 < num_stages else set()
     return {(rank, ("F", number))} | behind
 
 
 def _check(orders: Orders, num_stages: int, num_microbatches: int) -> None:
     if len(orders) != num_stages:
         raise ValueError(f"orders must be one per stage, got {len(orders)} for {num_stages}")
-    actions = [(kind, number) for kind in "BF" for number in range(num_microbatches)]
+    actions = [(kind, number) for number in range(num_microbatches) for kind in "FIW"]
     for rank, order in enumerate(orders):
-        if sorted(order) != actions:
+        halves = [(half, n) for kind, n in order for half in ("IW" if kind == "B" else kind)]
+        if sorted(halves) != sorted(actions):
             raise ValueError(
                 f"orders must hold the forward and the backward of each of {num_microbatches} "
                 f"micro-batches once, got for stage {rank} {order}"
@@ -212,8 +220,10 @@ def simulate(
     for rank, (kind, number) in list(in_dependency_order(orders)):
         if kind == "F":
             run.forward(rank, number)
-        else:
+        if kind in "BI":
             run.backward(rank, number)
+        if kind in "BW":
+            stages[rank].update(number)
             after_update(rank, number)
     return [run.losses[number] for number in range(len(batches))]
 

@@ -8,14 +8,14 @@ written to it since then.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from wpadamw import layout
 from wpadamw.compat import is_in_backward
@@ -31,9 +31,9 @@ WRITTEN = (
     "parameter {name!r} was written to while micro-batches that have used it are in flight: with "
     'backward="forward" it is only the stage\'s own updates that may'
 )
-READ = (
-    "parameter {name!r} was read in a backward pass, where it is no longer that of the forward: "
-    'activation checkpointing, among others, needs backward="current", got "forward"'
+AGAIN = (
+    "a forward that is run again in the backward pass finds other weights there: activation "
+    'checkpointing needs backward="current", got "forward"'
 )
 
 
@@ -108,10 +108,15 @@ class SavedWeights:
         self.names.pop(0, None)  # parameters without elements
         return saved_tensors_hooks(self._pack, _read)
 
-    def used(self, chunk: int) -> AbstractContextManager[Any]:
+    @contextmanager
+    def used(self, chunk: int) -> Iterator[None]:
         """For its backward pass."""
         is_older = self.writes_before.get(chunk) != self.num_writes
-        return _NoReads(self.names) if self.backward == "forward" and is_older else nullcontext()
+        if self.backward == "forward" and is_older:
+            with disable_saved_tensors_hooks(AGAIN), _no_forwards():
+                yield
+        else:
+            yield
 
     def keep(self) -> None:
         """To be called before parameters are written to.
@@ -163,27 +168,19 @@ def _like(tensor: Tensor, storage: UntypedStorage) -> Tensor:
     return view.neg() if tensor.is_neg() else view
 
 
-class _NoReads(TorchFunctionMode):
-    """Refuses what computes with a parameter in a backward pass: a forward that is run again."""
+@contextmanager
+def _no_forwards() -> Iterator[None]:
+    """For a backward pass in which no module may be called.
 
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        computes = is_in_backward() and any(_tensors([result])) and func.__name__ != "__get__"
-        for tensor in _tensors([*args, *(kwargs or {}).values()]) if computes else ():
-            if (name := _name_of(tensor, self.names)) is not None:
-                raise RuntimeError(READ.format(name=name))
-        return result
+    (Checkpoints without reentrant autograd have hooks of their own for what they save again.)
+    """
+    handle = register_module_forward_pre_hook(_refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
+def _refuse(module: nn.Module, args: Any) -> None:
+    if is_in_backward():
+        raise RuntimeError(AGAIN)

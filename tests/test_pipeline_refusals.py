@@ -1,0 +1,343 @@
+"""What asynchronous pipelines refuse, and that every rank hears of it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import pickle
+
+import pipelines
+import pytest
+import torch
+import torch.distributed as dist
+from pipelines import CPU, NUM_CHUNKS, batches, joined, loss_fn, part, per_step, place, step
+from processes import needs_gloo, run
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+from torch.utils.checkpoint import checkpoint
+
+import wpadamw
+from wpadamw.pipeline import Async1F1B, AsyncStage, delays
+from wpadamw.pipeline.in_flight import InFlight
+
+pytestmark = needs_gloo
+
+
+@pytest.fixture(autouse=True, scope="module")
+def alone():
+    """A group of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def stage_of(module=None, index=0, num_stages=1, opt=None, **options):
+    module = part(0) if module is None else module
+    opt = wpadamw.WPAdamW(module.parameters(), lr=1e-2) if opt is None else opt
+    return AsyncStage(module, index, num_stages, CPU, optimizer=opt, **options)
+
+
+# Arguments.
+
+
+class Sharded(FSDPModule, nn.Linear):
+    """What `fully_shard` makes of a layer."""
+
+    def __new__(cls, *args):
+        return object.__new__(cls)
+
+
+def other_scheduler():
+    opt = pipelines.optimizer(part(0), 1)
+    return torch.optim.lr_scheduler.ConstantLR(opt)
+
+
+def with_a_parameter_of_others():
+    module = part(0)
+    return module, wpadamw.WPAdamW([*module.parameters(), *part(1).parameters()])
+
+
+def with_a_parameter_left_out():
+    module = part(0)
+    return module, wpadamw.WPAdamW(module[0].parameters())
+
+
+def frozen():
+    return part(0).requires_grad_(False)
+
+
+BAD_STAGES = {
+    "num_stages must be at least the number of ranks, 1, got 0": lambda: {"num_stages": 0},
+    "stage_index must be from 0 to 1, got 2": lambda: {"index": 2, "num_stages": 2},
+    'backward must be "current" or "forward", got \'both\'': lambda: {"backward": "both"},
+    "max_norm must be a positive number or None, got -1": lambda: {"max_norm": -1},
+    "max_norm must be a positive number or None, got nan": lambda: {"max_norm": float("nan")},
+    "submodule of stage 0 must have parameters to train": lambda: {"module": nn.Tanh(), "opt": 0},
+    "must have parameters to train, got none": lambda: {"module": frozen()},
+    "must not be sharded by fully_shard": lambda: {"module": Sharded(2, 2)},
+    "optimizer must be one of wpadamw's, got AdamW": lambda: {
+        "opt": torch.optim.AdamW(part(0).parameters())
+    },
+    "optimizer must not have amp=True": lambda: dict(
+        zip(("module", "opt"), with_options(amp=True), strict=True)
+    ),
+    "optimizer must not have a compute_dtype": lambda: dict(
+        zip(("module", "opt"), with_options(compute_dtype=torch.bfloat16), strict=True)
+    ),
+    "optimizer must hold parameters of its stage only, got 6": lambda: dict(
+        zip(("module", "opt"), with_a_parameter_of_others(), strict=True)
+    ),
+    "optimizer must hold all parameters that are trained, got none for '2.weight'": lambda: dict(
+        zip(("module", "opt"), with_a_parameter_left_out(), strict=True)
+    ),
+    "lr_scheduler must be one of the stage's optimizer": lambda: {
+        "lr_scheduler": other_scheduler()
+    },
+}
+
+
+def with_options(**options):
+    module = part(0)
+    return module, wpadamw.WPAdamW(module.parameters(), **options)
+
+
+@pytest.mark.parametrize("text", BAD_STAGES)
+def test_stages(text):
+    with pytest.raises(ValueError) as raised:
+        stage_of(**BAD_STAGES[text]())
+    assert text in str(raised.value)
+
+
+def test_weights_tied_across_stages():
+    first, last = part(0), part(1)
+    last[3].weight = first[3].weight
+    kept = stage_of(first, 0, 2)
+    with pytest.raises(ValueError, match=r"'3\.weight' of stage 1, which stage 0 updates, too"):
+        stage_of(last, 1, 2)
+    assert stage_of(first, 0, 2) is not kept  # the same stage, built anew
+
+
+BAD_SCHEDULES = {
+    "n_microbatches must be at least the stages, 1, got 0": lambda: (stage_of(), 0, loss_fn),
+    "n_microbatches must be at least the stages, 1, got 1.5": lambda: (stage_of(), 1.5, loss_fn),
+    "loss_fn must be given on all ranks, got None": lambda: (stage_of(), 4),
+    "stage must be one per rank, got 2 stages on 1 ranks": lambda: (
+        stage_of(index=0, num_stages=2),
+        4,
+        loss_fn,
+    ),
+    "stage must be an AsyncStage, got PipelineStage": lambda: (
+        PipelineStage(part(0), 0, 1, CPU),
+        4,
+        loss_fn,
+    ),
+}
+
+
+@pytest.mark.parametrize("text", BAD_SCHEDULES)
+def test_schedules(text):
+    with pytest.raises(ValueError) as raised:
+        Async1F1B(*BAD_SCHEDULES[text]())
+    assert text in str(raised.value)
+
+
+def test_delays_need_an_order_that_knows_the_stage():
+    schedule = ScheduleGPipe(stage := stage_of(), 4, loss_fn)
+    assert delays(schedule, stage) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="an order with stage 7"):
+        delays(schedule, 7)
+    with pytest.raises(ValueError, match="an order with stage 0"):
+        delays(object(), 0)
+
+
+# In a step: GPipe has all backward passes of a step after all forwards.
+
+
+def gpipe(function, backward, opt=None):
+    module = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
+    module.forward = lambda x: function(module, x)
+    stage = stage_of(module, backward=backward)
+    schedule = ScheduleGPipe(stage, 4, loss_fn)
+    for chunks in per_step(batches(8), 4):
+        inputs, targets = joined(chunks)
+        schedule.step(inputs, target=targets)
+    return stage
+
+
+def plain(module, x):
+    return module[2](module[1](module[0](x)))
+
+
+def careless(module, x):
+    result = (hidden := module[0](x)).tanh()
+    hidden.mul_(2)
+    return module[2](result * hidden) * hidden.add_(1)
+
+
+def stealthy(module, x):
+    result = plain(module, x)
+    with torch.no_grad():
+        module[2].weight.mul_(0.5)
+    return result
+
+
+def recomputing(module, x):
+    return checkpoint(lambda x: plain(module, x), x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("backward", ["current", "forward"])
+def test_activations_that_change(backward):
+    gpipe(plain, backward)
+    with pytest.raises(RuntimeError, match="backward") as raised:
+        gpipe(careless, backward)
+    assert "modified by an inplace operation" in str(raised.value.__cause__)
+
+
+def test_parameters_that_others_write_to():
+    with pytest.raises(RuntimeError, match="backward") as raised:
+        gpipe(stealthy, "forward")
+    assert "'2.weight' was written to" in str(raised.value.__cause__)
+
+
+def test_checkpoints_with_the_weights_of_the_forward():
+    gpipe(recomputing, "current")
+    with pytest.raises(RuntimeError, match="backward") as raised:
+        gpipe(recomputing, "forward")
+    assert "run again in the backward pass" in str(raised.value.__cause__)
+
+
+# In flight.
+
+
+def reads(module, opt):
+    """What makes use of a stage's weights, all of them or a part."""
+    yield from (opt.eval, opt.train, opt.predict, opt.restore, opt.state_dict)
+    yield from (opt.true_weights().__enter__, lambda: opt.step(lambda: torch.zeros(())))
+    yield from (module.state_dict, module[0].state_dict, nn.Sequential(module).state_dict)
+    yield from (lambda: copy.deepcopy(module), lambda: pickle.dumps(module))
+
+
+def loads(module, opt, saved):
+    yield from (
+        lambda: module.load_state_dict(saved[0]),
+        lambda: opt.load_state_dict(saved[1]),
+    )
+
+
+def stepped():
+    module = part(0)
+    opt = wpadamw.WPAdamW(module.parameters(), lr=1e-2)
+    module(batches()[0][0]).sum().backward()
+    opt.step()
+    return module, opt, copy.deepcopy((module.state_dict(), opt.state_dict()))
+
+
+def test_nobody_uses_weights_in_flight():
+    module, opt, saved = stepped()
+    in_flight = InFlight(module, opt)
+    before = copy.deepcopy(list(module.parameters()))
+    in_flight.begin()
+    for call in (*reads(module, opt), *loads(module, opt, saved)):
+        with pytest.raises(RuntimeError, match=r"in flight.*flush\(\)"):
+            call()
+    assert opt.weights_are == "predicted"
+    assert all(map(torch.equal, before, module.parameters()))
+    with in_flight.stage_working():
+        opt.restore()
+        opt.predict()
+    in_flight.end()
+    for call in (*reads(module, opt), *loads(module, opt, saved)):
+        call()
+
+
+def test_after_a_failure_there_is_only_loading():
+    module, opt, saved = stepped()
+    in_flight = InFlight(module, opt)
+    in_flight.begin()
+    in_flight.fail()
+    for call in reads(module, opt):
+        with pytest.raises(RuntimeError, match=r"has failed.*load the last checkpoint"):
+            call()
+    for call in loads(module, opt, saved):
+        call()
+    opt.eval()
+    module.state_dict()
+
+
+def check_in_flight_on_every_rank():
+    index, num_stages = place()
+    schedule, stage = pipelines.schedule_of(index, num_stages)
+    both = [joined(chunks) for chunks in per_step(batches())]
+    step(schedule, stage, both[0])  # torch's own, which drains
+    stage.optimizer.eval()
+    step(schedule, stage, both[1])
+    for call in (stage.optimizer.eval, stage.submod.state_dict, schedule.eval):
+        with pytest.raises(RuntimeError, match=r"in flight.*flush\(\)"):
+            call()
+    step(schedule, stage, both[2])
+    schedule.flush()
+    schedule.flush()
+    stage.optimizer.eval()
+    stage.submod.state_dict()
+
+
+# Disagreements.
+
+
+def told(build, text):
+    with pytest.raises(ValueError) as raised:
+        build()
+    assert text in str(raised.value)
+
+
+def check_disagreements():
+    rank, _ = place()
+    told(lambda: stage_of(part(rank), rank, 2 + rank), "num_stages must be the same on all ranks")
+    told(lambda: stage_of(part(rank), 0, 2), "stage_index must be another on each rank")
+    bare = nn.Tanh() if rank else part(0)
+    opt = None if rank else pipelines.optimizer(bare, 1)
+    told(
+        lambda: AsyncStage(bare, rank, 2, CPU, optimizer=opt),
+        "rank 1: the submodule of stage 1 must have parameters",
+    )
+    told(lambda: stage_of(part(rank), rank, 2, max_norm=-rank or None), "rank 1: max_norm")
+    stage = stage_of(part(rank), rank, 2)
+    told(lambda: Async1F1B(stage, 4 + rank, loss_fn), "n_microbatches must be the same")
+    told(lambda: Async1F1B(stage, 1, loss_fn), "n_microbatches must be at least the stages, 2")
+    told(lambda: Async1F1B(stage, 4, None if rank else loss_fn), "rank 1: loss_fn must be given")
+    Async1F1B(stage, NUM_CHUNKS, loss_fn)
+
+
+class Dies(nn.Module):
+    """Goes with its process at some forward."""
+
+    def __init__(self, module, left):
+        super().__init__()
+        self.module, self.left = module, left
+
+    def forward(self, x):
+        self.left -= 1
+        return self.module(x) if self.left else os._exit(0)
+
+
+def check_a_rank_that_dies():
+    rank, num_stages = place()
+    module = Dies(part(rank), 20 if rank == 1 else -1)
+    opt = pipelines.optimizer(module, num_stages - 1 - rank)
+    stage = AsyncStage(module, rank, num_stages, CPU, optimizer=opt)
+    schedule = Async1F1B(stage, NUM_CHUNKS, loss_fn)
+    with pytest.raises(RuntimeError):
+        for chunks in per_step(batches()):
+            step(schedule, stage, joined(chunks))
+    for call in (schedule.flush, lambda: schedule.step(joined(chunks)[0]), opt.state_dict):
+        with pytest.raises(RuntimeError, match=r"has failed.*load the last checkpoint"):
+            call()
+    with contextlib.suppress(Exception):
+        dist.destroy_process_group()
+    os._exit(0)
+
+
+def test_every_rank_hears_of_it():
+    run(check_in_flight_on_every_rank, check_disagreements, check_a_rank_that_dies)
