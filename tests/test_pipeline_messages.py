@@ -138,4 +138,4 @@ def test_messages_are_one_for_each_pass(num_stages, monkeypatch):
         messages = [message for kind, what in calls if kind == "post" for message in what]
         neighbours = (index > 0) + (index < num_stages - 1)
         assert len(messages) == 2 * total * neighbours
-        assert max(len(what) for kind, what in calls if kind == "post") == 1 + (num_stages > 1)
+        assert max(len(what) for kind, what in calls if kind == "post") == 2

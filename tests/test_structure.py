@@ -167,3 +167,37 @@ def test_modules_import_lower_layers_only(index):
     for name in LAYERS[index]:
         assert graph.keys() >= {name}
         assert everything_below(name, graph, set()) & higher == set()
+
+
+# Pipelines stand on what torch promises.
+
+PIPELINE = sorted((PACKAGE / "pipeline").glob("*.py"))
+
+
+def underscored(tree):
+    """Private names that are read, imported or defined, but for those of Python itself."""
+    for node in ast.walk(tree):
+        names = [
+            *(alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)),
+            *(str(getattr(node, field, "")) for field in ("attr", "id", "module", "arg")),
+            getattr(node, "name", None) or "",
+        ]
+        for part in ".".join(map(str, names)).split("."):
+            if part.startswith("_") and part != "_" and not part.endswith("__"):
+                yield part
+
+
+def test_pipelines_use_one_private_name_of_torch():
+    from torch.distributed.pipelining import schedules, stage
+
+    ours = {name for path in PIPELINE for name in underscored(ast.parse(path.read_text()))}
+    text = "\n".join(Path(module.__file__).read_text() for module in (schedules, stage))
+    assert {name for name in ours if re.search(rf"\b{name}\b", text)} == {"_step_microbatches"}
+    defined = {
+        node.name if hasattr(node, "name") else node.id
+        for path in PIPELINE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    }
+    assert ours - defined == set()

@@ -20,7 +20,7 @@ from wpadamw.pipeline.in_flight import InFlight
 from wpadamw.pipeline.saved_weights import Backward, SavedWeights
 
 _SIGNATURE = inspect.signature(PipelineStage)
-_stages: weakref.WeakSet[AsyncStage] = weakref.WeakSet()
+_living: weakref.WeakSet[AsyncStage] = weakref.WeakSet()
 
 
 class AsyncStage(PipelineStage):
@@ -77,7 +77,7 @@ class AsyncStage(PipelineStage):
         given = StageArguments(
             submodule, stage_index, num_stages, optimizer, max_norm, backward, lr_scheduler
         )
-        why_not = why_no_stage(given, dist.get_world_size(group), _stages)
+        why_not = why_no_stage(given, dist.get_world_size(group), _living)
         agree(
             Claim({"num_stages": num_stages}, {"stage_index": stage_index}, why_not), group, device
         )
@@ -85,7 +85,7 @@ class AsyncStage(PipelineStage):
         self.optimizer, self.max_norm, self.lr_scheduler = optimizer, max_norm, lr_scheduler
         self.weights = SavedWeights(submodule, backward)
         self.in_flight = InFlight(submodule, optimizer)
-        _stages.add(self)
+        _living.add(self)
 
     # What schedules call.
 
