@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import pickle
@@ -92,10 +91,17 @@ BAD_STAGES = {
     "optimizer must hold all parameters that are trained, got none for '2.weight'": lambda: dict(
         zip(("module", "opt"), with_a_parameter_left_out(), strict=True)
     ),
+    "lr_scheduler must make steps without a metric, got ReduceLROnPlateau": lambda: with_plateau(),
     "lr_scheduler must be one of the stage's optimizer": lambda: {
         "lr_scheduler": other_scheduler()
     },
 }
+
+
+def with_plateau():
+    module, opt = with_options()
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(opt)
+    return {"module": module, "opt": opt, "lr_scheduler": scheduler}
 
 
 def with_options(**options):
@@ -150,6 +156,32 @@ def test_delays_need_an_order_that_knows_the_stage():
         delays(schedule, 7)
     with pytest.raises(ValueError, match="an order with stage 0"):
         delays(object(), 0)
+
+
+class Fails(nn.Module):
+    """Fails in its forward of a number."""
+
+    def __init__(self, left):
+        super().__init__()
+        self.part, self.left = part(0), left
+
+    def forward(self, x):
+        self.left -= 1
+        if self.left == 0:
+            raise ValueError("as it should")
+        return self.part(x)
+
+
+def test_a_stage_is_built_anew_after_a_failure():
+    inputs, targets = joined(batches(4))
+    stage = stage_of(module := Fails(3))
+    with pytest.raises(RuntimeError, match="failed to run forward"):
+        Async1F1B(stage, 4, loss_fn).step(inputs, target=targets)
+    with pytest.raises(RuntimeError, match="has failed"):
+        module.state_dict()
+    again = stage_of(module, opt=stage.optimizer)
+    Async1F1B(again, 4, loss_fn).step(inputs, target=targets)
+    module.state_dict()
 
 
 # In a step: GPipe has all backward passes of a step after all forwards.
@@ -244,7 +276,7 @@ def test_nobody_uses_weights_in_flight():
             call()
     assert opt.weights_are == "predicted"
     assert all(map(torch.equal, before, module.parameters()))
-    with in_flight.stage_working():
+    with in_flight.working():
         opt.restore()
         opt.predict()
     in_flight.end()
@@ -273,9 +305,13 @@ def check_in_flight_on_every_rank():
     step(schedule, stage, both[0])  # torch's own, which drains
     stage.optimizer.eval()
     step(schedule, stage, both[1])
-    for call in (stage.optimizer.eval, stage.submod.state_dict, schedule.eval):
+    calls = [stage.optimizer.eval, stage.submod.state_dict, schedule.eval]
+    calls += [lambda: stage.forward_one_chunk(0, (both[1][0],)), lambda: stage.update()]
+    for call in calls:
         with pytest.raises(RuntimeError, match=r"in flight.*flush\(\)"):
             call()
+    with pytest.raises(ValueError, match=r"a new stage .* in flight.*flush\(\)"):
+        stage_of(stage.submod, index, num_stages, stage.optimizer)
     step(schedule, stage, both[2])
     schedule.flush()
     schedule.flush()
@@ -334,8 +370,6 @@ def check_a_rank_that_dies():
     for call in (schedule.flush, lambda: schedule.step(joined(chunks)[0]), opt.state_dict):
         with pytest.raises(RuntimeError, match=r"has failed.*load the last checkpoint"):
             call()
-    with contextlib.suppress(Exception):
-        dist.destroy_process_group()
     os._exit(0)
 
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, get_args
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wpadamw import layout
 from wpadamw.optimizer import WeightPrediction
+from wpadamw.pipeline.in_flight import IN_FLIGHT
 from wpadamw.pipeline.saved_weights import Backward
 
 
@@ -44,7 +46,8 @@ def _stage_reasons(given: StageArguments, world_size: int, others: Iterable[Any]
         yield f"max_norm must be a positive number or None, got {norm!r}"
     yield from _module_reasons(given)
     yield from _optimizer_reasons(given)
-    yield from _tied(given, others)
+    for other in others:
+        yield from _clashes(given, other)
 
 
 def _module_reasons(given: StageArguments) -> Iterator[str]:
@@ -80,19 +83,22 @@ def _optimizer_reasons(given: StageArguments) -> Iterator[str]:
     scheduler = given.lr_scheduler
     if scheduler is not None and getattr(scheduler, "optimizer", None) is not opt:
         yield "lr_scheduler must be one of the stage's optimizer"
+    if isinstance(scheduler, ReduceLROnPlateau):
+        yield "lr_scheduler must make steps without a metric, got ReduceLROnPlateau"
 
 
-def _tied(given: StageArguments, others: Iterable[Any]) -> Iterator[str]:
+def _clashes(given: StageArguments, other: Any) -> Iterator[str]:
+    """With another stage, or with an earlier one of the same module."""
+    if other.submod is given.submodule and other.in_flight.reason is IN_FLIGHT:
+        yield IN_FLIGHT.format(what=f"a new stage {given.stage_index}")
+    if other.num_stages != given.num_stages or other.stage_index == given.stage_index:
+        return
     own = {id(param): name for name, param in given.submodule.named_parameters()}
-    for other in others:
-        if other.num_stages != given.num_stages or other.stage_index == given.stage_index:
-            continue
-        for param in other.submod.parameters():
-            if id(param) in own:
-                yield (
-                    f"stages must not share parameters, got {own[id(param)]!r} of stage "
-                    f"{given.stage_index}, which stage {other.stage_index} updates, too"
-                )
+    for name in (own[id(param)] for param in other.submod.parameters() if id(param) in own):
+        yield (
+            f"stages must not share parameters, got {name!r} of stage {given.stage_index}, which "
+            f"stage {other.stage_index} updates, too"
+        )
 
 
 def why_no_schedule(

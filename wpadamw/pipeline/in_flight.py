@@ -37,7 +37,7 @@ class InFlight:
     def __init__(self, module: nn.Module, optimizer: WeightPrediction) -> None:
         self.module, self.optimizer = module, optimizer
         self.reason: str | None = None
-        self.is_stage_working = False
+        self.is_working = False
         self.handles: list[RemovableHandle] = []
 
     def begin(self) -> None:
@@ -58,18 +58,21 @@ class InFlight:
             self.handles.pop().remove()
 
     @contextmanager
-    def stage_working(self) -> Iterator[None]:
-        """For what the stage itself does."""
-        self.is_stage_working = True
+    def working(self) -> Iterator[None]:
+        """For what stage and schedule do. If it fails, the others have made other updates."""
+        was_working, self.is_working = self.is_working, True
         try:
             yield
+        except BaseException:
+            self.fail()
+            raise
         finally:
-            self.is_stage_working = False
+            self.is_working = was_working
 
     def check(self, what: str) -> None:
         """Raises RuntimeError, saying what is refused and why."""
         may_load = self.reason is FAILED and what is _LOADING
-        if self.reason is not None and not self.is_stage_working and not may_load:
+        if self.reason is not None and not self.is_working and not may_load:
             raise RuntimeError(self.reason.format(what=what))
 
     def _watch_optimizer(self) -> Iterator[RemovableHandle]:

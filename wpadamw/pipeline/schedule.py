@@ -143,15 +143,13 @@ class Async1F1B(Schedule1F1B):
             losses[:] = found
 
     def _guarded(self, run: Callable[[], None]) -> None:
-        """Whoever is interrupted has not made the same updates as the others."""
+        """Whoever is interrupted has lost what was in flight, and the messages of the others."""
         if self.has_failed:
             raise RuntimeError(FAILED.format(what="step() or flush()"))
-        try:
+        self.has_failed = True
+        with self.stage.in_flight.working():
             run()
-        except BaseException:
-            self.has_failed = True
-            self.stage.in_flight.fail()
-            raise
+        self.has_failed = False
 
     def _run(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -85,13 +86,16 @@ class AsyncStage(PipelineStage):
         self.optimizer, self.max_norm, self.lr_scheduler = optimizer, max_norm, lr_scheduler
         self.weights = SavedWeights(submodule, backward)
         self.in_flight = InFlight(submodule, optimizer)
+        for earlier in _living:
+            if earlier.submod is submodule:
+                earlier.in_flight.end()
         _living.add(self)
 
     # What schedules call.
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """The forward of a micro-batch: at predicted weights, or at true ones to evaluate."""
-        with self.in_flight.stage_working():
+        with self._working():
             if not self.has_backward:
                 self.optimizer.restore()
                 return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
@@ -116,7 +120,7 @@ class AsyncStage(PipelineStage):
         if not self.has_backward:
             return
         given = taken_by(super().backward_weight_one_chunk, last_backward=True)
-        with self.in_flight.stage_working(), self.weights.used(bwd_chunk_id):
+        with self._working(), self.weights.used(bwd_chunk_id):
             self._restore()
             super().backward_weight_one_chunk(bwd_chunk_id, **given)
         self.update()
@@ -137,7 +141,7 @@ class AsyncStage(PipelineStage):
             return
         # Replicas exchange the gradients of every micro-batch: each may be the last of an update.
         given = {"loss": loss, "full_backward": full_backward, "last_backward": True}
-        with self.in_flight.stage_working(), self.weights.used(bwd_chunk_id):
+        with self._working(), self.weights.used(bwd_chunk_id):
             self._restore()
             super().backward_one_chunk(
                 bwd_chunk_id, **taken_by(super().backward_one_chunk, **given)
@@ -147,7 +151,7 @@ class AsyncStage(PipelineStage):
         """An update of the stage's weights, after the backward pass of a micro-batch."""
         if not self.has_backward:
             return
-        with self.in_flight.stage_working():
+        with self._working():
             if self.max_norm is not None:
                 self.optimizer.clip_grad_norm_(self.max_norm)
             self.weights.keep()
@@ -155,6 +159,10 @@ class AsyncStage(PipelineStage):
             self.optimizer.zero_grad()
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step()
+
+    def _working(self) -> AbstractContextManager[None]:
+        self.in_flight.check("a pass of another schedule")
+        return self.in_flight.working()
 
     def _predict(self) -> None:
         if self.optimizer.weights_are == "true":
