@@ -94,12 +94,25 @@ def expected(stages, chunks, drains, backward="current"):
 
 def assert_same(stage, losses, stages, wanted):
     """Weights and losses of a rank's stage are those of the simulation, bit for bit."""
-    pairs = zip(
-        stage.submod.parameters(), stages[stage.stage_index].module.parameters(), strict=True
-    )
+    theirs = [list(each.module.parameters()) for each in stages]
+    assert_equal(stage, losses, theirs, wanted)
+
+
+def assert_equal(stage, losses, weights, wanted):
+    """The same, with the weights of each stage."""
+    pairs = zip(stage.submod.parameters(), weights[stage.stage_index], strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
     if stage.is_last:
         assert torch.equal(torch.stack(losses), torch.stack(wanted))
+
+
+def divided(compute, cases):
+    """What a function returns in each case; processes compute some of them each, and exchange."""
+    rank, world_size = place()
+    mine = [compute(*case) for case in cases[rank::world_size]]
+    found = [None] * world_size
+    dist.all_gather_object(found, mine)
+    return [found[i % world_size][i // world_size] for i in range(len(cases))]
 
 
 def place():

@@ -14,8 +14,10 @@ from pipelines import (
     CPU,
     NUM_CHUNKS,
     WIDTH,
+    assert_equal,
     assert_same,
     batches,
+    divided,
     expected,
     joined,
     loss_fn,
@@ -30,12 +32,11 @@ from processes import needs_gloo, run
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import wpadamw
 from wpadamw.bench.study.simulated_pipeline import SimulatedStage, simulate
 from wpadamw.pipeline import Async1F1B, AsyncStage
 
 pytestmark = needs_gloo
-
-METHODS = [*itertools.product((True, False), ("current", "forward"))]
 
 
 def trained(schedule, stage, chunks):
@@ -46,15 +47,22 @@ def trained(schedule, stage, chunks):
     return [*itertools.chain(*losses)]
 
 
-def check_all_methods(**options):
+def check_methods(dtype=torch.float32, drain=(True, False)):
     index, num_stages = place()
-    for (is_predicted, backward), drains in itertools.product(METHODS, (True, False)):
-        given = {"is_predicted": is_predicted, "max_norm": 1.0, **options}
-        schedule, stage = schedule_of(index, num_stages, drains=drains, backward=backward, **given)
-        chunks = batches(dtype=options.get("dtype", torch.float32))
-        losses = trained(schedule, stage, chunks)
-        stages = simulated(num_stages, **given)
-        assert_same(stage, losses, stages, expected(stages, chunks, drains, backward))
+    chunks = batches(dtype=dtype)
+    options = {"max_norm": 1.0, "dtype": dtype}
+
+    def expect(is_predicted, backward, drains):
+        stages = simulated(num_stages, is_predicted=is_predicted, **options)
+        losses = expected(stages, chunks, drains, backward)
+        return [[p.detach() for p in stage.module.parameters()] for stage in stages], losses
+
+    cases = list(itertools.product((True, False), ("current", "forward"), drain))
+    wanted = divided(expect, cases)
+    for (is_predicted, backward, drains), theirs in zip(cases, wanted, strict=True):
+        given = {"is_predicted": is_predicted, "drains": drains, "backward": backward}
+        schedule, stage = schedule_of(index, num_stages, **given, **options)
+        assert_equal(stage, trained(schedule, stage, chunks), *theirs)
 
 
 def check_backends():
@@ -67,8 +75,26 @@ def check_backends():
         assert_same(stage, losses, stages, expected(stages, batches(), drains=False))
 
 
+OPTIMIZERS = [
+    functools.partial(wpadamw.WPSGD, momentum=0.9),
+    functools.partial(wpadamw.WPAdam, amsgrad=True),
+    wpadamw.WPAdaBelief,
+    wpadamw.WPAdaM3,
+    wpadamw.WPAdaPlus,
+    wpadamw.WPNAdamW,
+    functools.partial(wpadamw.WPAdamW, backup=False),
+    functools.partial(wpadamw.WPAdamW, predict_in_step=False),
+    functools.partial(wpadamw.WPAdamW, prediction="rollout"),
+]
+
+
+def check_optimizers():
+    for make, backward in zip(OPTIMIZERS, itertools.cycle(("current", "forward")), strict=False):
+        check_modules(part, (backward,), make)
+
+
 def check_bfloat16_with_masters():
-    check_all_methods(dtype=torch.bfloat16)
+    check_methods(torch.bfloat16, drain=(False,))
 
 
 # Schedulers, evaluations, checkpoints.
@@ -168,11 +194,15 @@ class Grouped(nn.Module):
         return x @ self.joint.weight.view(WIDTH, 2 * WIDTH).t().chunk(2)[1] @ left
 
 
-def check_modules(build, backwards):
+def check_modules(build, backwards, make=wpadamw.WPAdamW):
     index, num_stages = place()
+
+    def optimizer(module, index):
+        return make(module.parameters(), lr=1e-2, prediction_steps=num_stages - 1 - index)
+
     for backward in backwards:
         module = build(index)
-        opt = pipelines.optimizer(module, num_stages - 1 - index)
+        opt = optimizer(module, index)
         # Torch finds out shapes by a forward of its own, which batch norms would take note of.
         like = torch.empty(BATCH_SIZE, WIDTH)
         shapes = {"input_args": like.clone().requires_grad_(index > 0)}
@@ -182,10 +212,7 @@ def check_modules(build, backwards):
         )
         losses = trained(Async1F1B(stage, NUM_CHUNKS, loss_fn), stage, batches())
         modules = [build(i) for i in range(num_stages)]
-        stages = [
-            SimulatedStage(each, pipelines.optimizer(each, num_stages - 1 - i))
-            for i, each in enumerate(modules)
-        ]
+        stages = [SimulatedStage(each, optimizer(each, i)) for i, each in enumerate(modules)]
         wanted = expected(stages, batches(), drains=False, backward=backward)
         assert_same(stage, losses, stages, wanted)
         names = dict(stages[index].module.named_buffers())
@@ -267,9 +294,10 @@ def check_replicas():
 @needs_gloo
 def test_two_stages():
     run(
-        check_all_methods,
+        check_methods,
         check_bfloat16_with_masters,
         check_backends,
+        check_optimizers,
         check_evaluations_and_a_schedule_of_learning_rates,
         check_resumed,
         check_grouped,
@@ -280,4 +308,4 @@ def test_two_stages():
 
 
 def test_four_stages():
-    run(check_all_methods, check_copies_are_as_many_as_delays, check_replicas, world_size=4)
+    run(check_methods, check_copies_are_as_many_as_delays, check_replicas, world_size=4)

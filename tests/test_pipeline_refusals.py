@@ -75,6 +75,7 @@ BAD_STAGES = {
     "max_norm must be a positive number or None, got nan": lambda: {"max_norm": float("nan")},
     "submodule of stage 0 must have parameters to train": lambda: {"module": nn.Tanh(), "opt": 0},
     "must have parameters to train, got none": lambda: {"module": frozen()},
+    "must not be attached to an optimizer": lambda: attached(),
     "must not be sharded by fully_shard": lambda: {"module": Sharded(2, 2)},
     "optimizer must be one of wpadamw's, got AdamW": lambda: {
         "opt": torch.optim.AdamW(part(0).parameters())
@@ -96,6 +97,12 @@ BAD_STAGES = {
         "lr_scheduler": other_scheduler()
     },
 }
+
+
+def attached():
+    module, opt = with_options()
+    wpadamw.attach(module, opt)
+    return {"module": module, "opt": opt}
 
 
 def with_plateau():

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wpadamw import layout
+from wpadamw.links import links_of
 from wpadamw.optimizer import WeightPrediction
 from wpadamw.pipeline.in_flight import IN_FLIGHT
 from wpadamw.pipeline.saved_weights import Backward
@@ -61,6 +62,8 @@ def _module_reasons(given: StageArguments) -> Iterator[str]:
             f"{name} must not be sharded by fully_shard, which reduces gradients once a step: "
             "replicate it with DistributedDataParallel"
         )
+    if any(map(links_of, module.modules())):
+        yield f"{name} must not be attached to an optimizer: the stage moves it itself"
     if given.backward == "forward" and any(map(layout.is_dtensor, module.parameters())):
         yield f'{name} must have no DTensor parameters with backward="forward"'
 
