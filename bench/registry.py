@@ -3,7 +3,8 @@
 The parts are ``fp32`` and ``bf16`` (tables of times and memory), the same with `` cuda`` (only on a
 GPU), ``peers`` (times beside other packages) and ``train`` (the command). Those of the study are
 ``core`` (AdamW, its predictions, its rivals), ``steps`` (rules for the number of steps to predict)
-and ``families`` (the other update rules). A table has the order of the lines; the first one of
+and ``families`` (the other update rules); its contest of pipelines has a part of its own,
+``pipeline`` (ways to train one with WPAdamW). A table has the order of the lines; the first one of
 a part is what the others are compared with.
 """
 
@@ -92,7 +93,7 @@ class Entrant(NamedTuple):
     why_not: str | None = None
 
     def build(self, params: Any, **options: Any) -> Any:
-        """Make the optimizer over parameters or groups."""
+        """Make the optimizer over parameters or groups, or the pipeline of stages."""
         module, _, attribute = self.factory.partition(":")
         factory = getattr(importlib.import_module(module, __package__), attribute)
         return factory(params, **{**DEFAULTS, **self.options, **options})
@@ -115,7 +116,7 @@ def _adam(**options: Any) -> dict[str, Any]:
     return {"betas": (0.9, 0.999), "eps": 1e-8, **options}
 
 
-_TORCH, _WP = "torch.optim:AdamW", "wpadamw:WPAdamW"
+_TORCH, _WP, _PIPELINE = "torch.optim:AdamW", "wpadamw:WPAdamW", ".study.pipeline:Pipeline"
 _SGD: dict[str, Any] = {"momentum": 0.9}
 _BELIEF = _adam(eps=1e-16)
 _RACE, _PEER, _CORE = ("fp32", "peers"), ("peers",), ("core",)
@@ -178,6 +179,18 @@ ENTRANTS = (
     ),
     Entrant("AdaBelief (pytorch_optimizer)", "pytorch_optimizer:AdaBelief", _BELIEF, _PEER,
             temporary_bytes=16, package="pytorch_optimizer"),
+    *(
+        Entrant(name, _PIPELINE, options, ("pipeline",), lr_scale=lr_scale)
+        for name, options, lr_scale in (
+            ("synchronous, 1 micro-batch", {"flush_after": "1"}, 2**0.5),
+            ("synchronous, D micro-batches", {"flush_after": "D"}, 1.0),
+            # Delays need lower rates.
+            ("PipeOptim", {"predicts": True, "backward": "current"}, 2**-2.5),
+            ("predicted for both", {"predicts": True, "backward": "forward"}, 2**-2.5),
+            ("PipeDream", {"backward": "forward"}, 2**-2.5),
+            ("stale gradients", {"backward": "current"}, 2**-2.5),
+        )
+    ),
     # Beside other packages.
     Entrant(FOR_LOOP, _TORCH, _adam(foreach=False), _PEER, temporary_bytes=8),
     Entrant("AdaBelief (adabelief_pytorch)", ".steppers:adabelief", _BELIEF, _PEER,
@@ -202,6 +215,7 @@ ENTRANTS = (
 )
 # fmt: on
 STUDIED = ("core", "steps", "families")
+PIPELINED = ("pipeline",)
 
 
 def entrants(*parts: str) -> dict[str, Entrant]:

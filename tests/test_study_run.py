@@ -15,6 +15,7 @@ from wpadamw.bench import registry
 from wpadamw.bench.registry import STUDIED, entrants, why_missing
 from wpadamw.bench.study import results, search, trainings
 from wpadamw.bench.study import run as study
+from wpadamw.bench.study.contests import STUDY
 from wpadamw.bench.study.tasks import TASKS
 from wpadamw.bench.study.trainings import train
 from wpadamw.bench.usage import UsageError
@@ -133,7 +134,7 @@ def test_study_writes_report_and_plots(quick_study):
     text = (quick_study / "study.md").read_text()
     for name in ENTRIES:
         assert f"| {name} |" in text
-    for name in study.PLOTS:
+    for name in STUDY.plots:
         assert (quick_study / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -145,7 +146,7 @@ def test_study_goes_on_where_it_was_interrupted(quick_study, monkeypatch):
     monkeypatch.setattr(
         trainings,
         "_train_missing",
-        lambda jobs, folder, _: [(one, made.append(one) or kept(one, folder)) for one in jobs],
+        lambda jobs, folder, *_: [(one, made.append(one) or kept(one, folder)) for one in jobs],
     )
     before = results_of(quick_study)
     assert main(["study", "--out", str(quick_study), *ARGUMENTS, "--entrants", *CHOSEN]) == 0
@@ -155,8 +156,8 @@ def test_study_goes_on_where_it_was_interrupted(quick_study, monkeypatch):
         assert after[key] == before[key]
 
 
-def kept(job, folder):
-    training = train(job)
+def kept(job, folder, how=trainings.follow):
+    training = train(job, how)
     trainings._write(job, training, folder)
     return training
 
@@ -172,7 +173,7 @@ def test_results_can_be_gathered_without_any_training(quick_study, monkeypatch):
 def test_what_was_trained_elsewhere_is_not_left_out(tmp_path):
     kept_file(tmp_path, "one")
     reasons = {"AdamW": "not installed", "signals": "no data", "NAdamW": "not installed"}
-    assert results.gather(tmp_path, True, reasons)["left_out"] == {"NAdamW": "not installed"}
+    assert results.gather(STUDY, tmp_path, True, reasons)["left_out"] == {"NAdamW": "not installed"}
 
 
 def test_files_of_other_tasks_and_machines_are_not_mixed(tmp_path):
@@ -180,13 +181,13 @@ def test_files_of_other_tasks_and_machines_are_not_mixed(tmp_path):
     folder.mkdir()
     old = kept_file(folder, "old", num_steps=7)  # of a task as it was once
     with pytest.raises(UsageError, match="no training"):
-        results.gather(folder, True, {})
+        results.gather(STUDY, folder, True, {})
     kept_file(folder, "new")
-    found = results.gather(folder, True, {})
+    found = results.gather(STUDY, folder, True, {})
     assert (len(found["trials"]), old["job"]["num_steps"]) == (2, 7)
     kept_file(folder, "other", machine="another machine")
     with pytest.raises(UsageError, match=r"another machine.*here"):
-        results.gather(folder, True, {})
+        results.gather(STUDY, folder, True, {})
 
 
 def kept_file(folder, name, num_steps=8, machine="here"):
@@ -215,7 +216,7 @@ def test_missing_package_leaves_its_entries_out_by_name(monkeypatch):
     assert why_missing("no_such_package") == "no_such_package is not installed"
     miss_all_packages(monkeypatch)
     everyone = entrants(*STUDIED).values()
-    assert study.left_out(["gpt", "digits"], everyone) == {
+    assert study.left_out([TASKS["gpt"], TASKS["digits"]], everyone) == {
         "digits": "no sklearn",
         "AdamWScheduleFree": "no schedulefree",
     }
@@ -231,9 +232,9 @@ def test_an_entrant_that_diverges_is_a_row_with_the_reason(tmp_path, monkeypatch
     assert "AttributeError" in (tmp_path / "study.md").read_text()
 
 
-def in_this_process(jobs, folder, num_workers):
+def in_this_process(jobs, folder, num_workers, how):
     for job in jobs:
-        yield job, kept(job, folder)
+        yield job, kept(job, folder, how)
 
 
 def test_study_refuses_what_it_cannot_do(capsys, monkeypatch, tmp_path):

@@ -21,6 +21,9 @@ from . import (
     curvature_plot,
     curvature_report,
     gpu_tables,
+    pipeline_costs,
+    pipeline_losses,
+    pipeline_slots,
     plots,
     speed_tables,
     study_comparisons,
@@ -30,7 +33,7 @@ from . import (
     study_tables,
     version_tables,
 )
-from .markup import Results
+from .markup import NOT_MEASURED, Results
 from .training import training
 
 
@@ -39,10 +42,17 @@ class ReportError(Exception):
 
 
 class Table(NamedTuple):
-    """What fills a block: Markdown from the results of all machines."""
+    """What fills a block: Markdown from the results of all machines.
+
+    Args:
+        make: the Markdown.
+        files: with the results.
+        section: of each file that is read; such files, and sections of them, may be missing.
+    """
 
     make: Callable[[Sequence[Results]], str]
     files: Sequence[str]
+    section: str | None = None
 
 
 class Plot(NamedTuple):
@@ -51,10 +61,12 @@ class Plot(NamedTuple):
     draw: Callable[[Any], Any]
     source: Callable[[Sequence[Results]], Any]
     files: Sequence[str]
+    section: str | None = None
 
 
 MEASURED, TRAINED, STUDIED = ("cpu.json", "cuda.json"), ("train.json",), ("study.json",)
 TESTED, PROFILED, CURVED = ("versions.json",), ("gpu.json",), ("curvature.json",)
+PIPELINED = ("pipeline.json",)
 TABLES = {
     "speed-summary": Table(speed_tables.summary, MEASURED),
     "speed": Table(speed_tables.speed, MEASURED),
@@ -72,6 +84,11 @@ TABLES = {
     "study-rates": Table(study_rates.rates, STUDIED),
     "study-foresight": Table(study_predictions.foresight, STUDIED),
     "study-norms": Table(study_predictions.norm_ratios, STUDIED),
+    "pipeline-losses": Table(pipeline_losses.losses, PIPELINED, "study"),
+    "pipeline-rates": Table(pipeline_losses.rates, PIPELINED, "study"),
+    "pipeline-busy": Table(pipeline_costs.busy, PIPELINED, "costs"),
+    "pipeline-held": Table(pipeline_costs.held, PIPELINED, "costs"),
+    "pipeline-cycles": Table(pipeline_costs.cycles, PIPELINED, "costs"),
     "versions": Table(version_tables.versions, TESTED),
     "promised": Table(version_tables.promised, TESTED),
     "why-theory": Table(curvature_report.theory, CURVED),
@@ -85,22 +102,31 @@ PLOTS = {
     "step-times.png": Plot(bars.draw, bars.source, MEASURED),
     "curvature.png": Plot(curvature_plot.draw, curvature_plot.source, CURVED),
     **{name: Plot(plot.draw, plot.source, STUDIED) for name, plot in study_plots.PLOTS.items()},
+    **{
+        name: Plot(plot.draw, plot.source, PIPELINED, "study")
+        for name, plot in pipeline_losses.PLOTS.items()
+    },
+    "pipeline-slots.png": Plot(pipeline_slots.draw, pipeline_slots.source, PIPELINED, "costs"),
 }
 BLOCK = re.compile(r"<!-- bench:begin (\S+) -->\n.*?<!-- bench:end \1 -->", re.DOTALL)
 MARKER = re.compile(r"<!-- bench:(?:begin|end) \S+ -->")
 IMAGE = re.compile(r"!\[[^\]]*\]\((?:docs/)?images/([^)\s]+)")
 
 
-def load(files: Sequence[str], results_root: Path) -> list[Results]:
-    """Read the results of all machines."""
-    paths = [path for name in files for path in sorted(results_root.glob(f"*/{name}"))]
-    if not paths:
-        raise ReportError(f"{results_root}/*/ must hold {' or '.join(files)}, got no such file")
-    found = [json.loads(path.read_text()) for path in paths]
-    for path, results in zip(paths, found, strict=True):
+def load(what: Table | Plot, results_root: Path) -> list[Results]:
+    """Read the results of all machines, or a section of them where there is one."""
+    paths = [path for name in what.files for path in sorted(results_root.glob(f"*/{name}"))]
+    if not paths and what.section is None:
+        raise ReportError(
+            f"{results_root}/*/ must hold {' or '.join(what.files)}, got no such file"
+        )
+    found = {path: json.loads(path.read_text()) for path in paths}
+    if what.section is not None:
+        found = {path: r[what.section] for path, r in found.items() if what.section in r}
+    for path, results in found.items():
         if results.get("quick"):
             raise ReportError(f"{path} must come from a full run, got one with --quick")
-    return found
+    return list(found.values())
 
 
 # Tables.
@@ -116,7 +142,8 @@ def fill(text: str, results_root: Path) -> str:
 def _block(name: str, results_root: Path) -> str:
     if name not in TABLES:
         raise ReportError(f"a marker must name one of {', '.join(TABLES)}, got {name}")
-    table = TABLES[name].make(load(TABLES[name].files, results_root))
+    results = load(TABLES[name], results_root)
+    table = TABLES[name].make(results) if results else NOT_MEASURED
     return f"<!-- bench:begin {name} -->\n\n{table}\n\n<!-- bench:end {name} -->"
 
 
@@ -150,7 +177,7 @@ def stale_plots(root: Path) -> dict[Path, Callable[[], object]]:
         raise ReportError(f"an image must be one of {', '.join(PLOTS)}, got {min(unknown)}")
     stale = {}
     for name in sorted(shown):
-        source = PLOTS[name].source(load(PLOTS[name].files, root / "bench" / "results"))
+        source = PLOTS[name].source(load(PLOTS[name], root / "bench" / "results"))
         path = root / "docs" / "images" / name
         if not plots.is_current(path, source):
             stale[path] = _drawer(PLOTS[name], path, source)

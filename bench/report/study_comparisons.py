@@ -15,6 +15,7 @@ from .study_statistics import (
     WORSE,
     Comparison,
     compare,
+    corrected,
     verdicts,
 )
 from .styles import short
@@ -55,6 +56,7 @@ class Comparisons:
                 if found is not None and column.why_not(ours, theirs) is None:
                     self.found[row, column.label] = found
         self.verdicts = verdicts(self.found)
+        self.p_values = corrected(self.found)
 
     def rows(self, column: Column, verdict: str) -> list[str]:
         """The rows that have this verdict on a column."""
@@ -67,10 +69,11 @@ class Comparisons:
     def table(self, corner: str) -> str:
         """The differences with their verdicts, a column a task."""
         head = [corner, *(column.label for column in self.columns)]
-        rows = [[row, *(self._cell(row, column) for column in self.columns)] for row in self.pairs]
+        rows = [[row, *(self.cell(row, column) for column in self.columns)] for row in self.pairs]
         return markdown(head, rows)
 
-    def _cell(self, row: str, column: Column) -> str:
+    def cell(self, row: str, column: Column) -> str:
+        """The difference with its verdict, or why there is none."""
         found = self.found.get((row, column.label))
         if found is None:
             return column.why_not(*self.pairs[row]) or "no seed in common"

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .markup import NOT_MEASURED
 from .plots import columns_of_grid, draw_lines, grid
 from .study_results import rate_text
 from .styles import GREY, clean, label_ends, short, style_of
@@ -122,16 +123,29 @@ def draw_differences(source: Source) -> Any:
     figure, all_axes = grid(len(source), CURVES_COLUMNS, CURVE_INCHES)
     for panel, axes in zip(source, all_axes, strict=True):
         draw_lines(axes, panel["differences"])
-        axes.set_ylim(*end_limits(panel["differences"].values()))
+        axes.set_ylim(*end_limits(panel["differences"].values(), shown=[0.0]))
         _describe(axes, panel["title"], "step", f"validation loss minus {panel['reference']}'s")
     _label(figure, all_axes, [panel["differences"] for panel in source])
     return figure
 
 
-def end_limits(lines: Iterable[Lines]) -> tuple[float, float]:
-    """What shows 0 and the second half of training: at its start differences are large."""
+def draw_losses(source: Source) -> Any:
+    """Losses of pipelines over training, at the scale of the second half."""
+    figure, all_axes = grid(len(source), CURVES_COLUMNS, CURVE_INCHES)
+    if not source:
+        figure.text(0.5, 0.5, NOT_MEASURED, ha="center")
+    for panel, axes in zip(source, all_axes, strict=True):
+        draw_lines(axes, panel["losses"])
+        axes.set_ylim(*end_limits(panel["losses"].values()))
+        _describe(axes, panel["title"], "micro-batch", "validation loss")
+    _label(figure, all_axes, [panel["losses"] for panel in source])
+    return figure
+
+
+def end_limits(lines: Iterable[Lines], shown: Sequence[float] = ()) -> tuple[float, float]:
+    """What shows the second half of training, and other values: its start is far away."""
     values = [value for line in lines for value in line["mean"][len(line["mean"]) // 2 :]]
-    low, high = min([0.0, *values]), max([0.0, *values])
+    low, high = min([*shown, *values], default=0.0), max([*shown, *values], default=0.0)
     margin = 0.25 * (high - low) or 1.0
     return low - margin, high + margin
 

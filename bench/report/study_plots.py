@@ -104,7 +104,7 @@ def differences(all_results: Sequence[Results]) -> Source:
         {
             "title": column.title,
             "reference": column.reference,
-            "differences": _lines(column, _differences, FAVOURITES),
+            "differences": lines_of(column, _differences, FAVOURITES),
         }
         for column in columns(all_results)
     ]
@@ -124,7 +124,7 @@ def foresight(all_results: Sequence[Results]) -> Source:
     return [
         {"title": column.title, "errors": lines}
         for column in columns(all_results)
-        if (lines := _lines(column, _errors, PREDICTIONS))
+        if (lines := lines_of(column, _errors, PREDICTIONS))
     ]
 
 
@@ -133,11 +133,12 @@ def _errors(column: Column, runs: Runs) -> list[list[float]]:
     return [group["error"] for group in groups if group]
 
 
-def _lines(
+def lines_of(
     column: Column,
     values_of: Callable[[Column, Runs], list[list[float]]],
     favourites: Sequence[str],
 ) -> Lines:
+    """Means of what is taken from the runs of each optimizer, by the name."""
     found = {name: column.runs(name) for name in optimizers([column.results])}
     values = {name: kept for name, runs in found.items() if (kept := values_of(column, runs))}
     return {

@@ -18,9 +18,9 @@ LEGEND = (
 )
 
 
-def rates(all_results: Sequence[Results]) -> str:
+def rates(all_results: Sequence[Results], legend: str = LEGEND) -> str:
     """Losses at all rates, a table a task."""
-    legend = LEGEND.format(reference=all_results[0]["reference"])
+    legend = legend.format(reference=all_results[0]["reference"])
     return "\n\n".join([legend, *map(_table, columns(all_results))])
 
 

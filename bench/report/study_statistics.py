@@ -65,13 +65,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def corrected(comparisons: Mapping[Key, Comparison]) -> dict[Key, float]:
+    """Their p-values, corrected for their number."""
+    p_values = holm([found.p_value for found in comparisons.values()])
+    return dict(zip(comparisons, p_values, strict=True))
+
+
 def verdicts(comparisons: Mapping[Key, Comparison]) -> dict[Key, str]:
     """Say which are better or worse, corrected over all; nothing where seeds do not tell."""
-    corrected = holm([found.p_value for found in comparisons.values()])
-    return {
-        key: _verdict(found, p)
-        for (key, found), p in zip(comparisons.items(), corrected, strict=True)
-    }
+    p_values = corrected(comparisons)
+    return {key: _verdict(found, p_values[key]) for key, found in comparisons.items()}
 
 
 def _verdict(found: Comparison, corrected_p: float) -> str:

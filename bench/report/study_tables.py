@@ -45,14 +45,19 @@ def _detail(column: Column) -> str:
 def _row(column: Column, optimizer: str) -> list[str]:
     if (why := column.why_not(optimizer, column.reference)) is not None:
         return [optimizer, why, *[""] * 6]
-    losses = column.losses(optimizer)
-    lr = rate_text(column.best_rate(optimizer) or 0.0)
     reached = reach(column, optimizer)
     return [
-        *(optimizer, lr, str(len(losses)), format_losses(list(losses.values()))),
+        *(optimizer, *loss_cells(column, optimizer)),
         *_against_reference(column, optimizer),
         *(reached.text, "" if optimizer == column.reference else reached.saved_text),
     ]
+
+
+def loss_cells(column: Column, optimizer: str) -> tuple[str, str, str]:
+    """The learning rate, the number of seeds and the loss."""
+    losses = list(column.losses(optimizer).values())
+    rate = rate_text(column.best_rate(optimizer) or 0.0)
+    return rate, str(len(losses)), format_losses(losses)
 
 
 def _against_reference(column: Column, optimizer: str) -> tuple[str, str]:

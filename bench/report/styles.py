@@ -36,6 +36,13 @@ STYLES = {
     "AdamW, averaged": Style(GREY, SHORT, "<"),
     "WPAdamW, s = 1, averaged": Style(BLUE, SHORT, "<"),
     "WPAdamW, s = 2, averaged": Style(VERMILION, SHORT, ">"),
+    # Ways to train a pipeline.
+    "synchronous, 1 micro-batch": Style(BLACK, "-", "o"),
+    "synchronous, D micro-batches": Style(GREY, SHORT, "<"),
+    "PipeOptim": Style(BLUE, "-", "s"),
+    "predicted for both": Style(SKY, DASHED, "v"),
+    "PipeDream": Style(VERMILION, DASH_DOTTED, "D"),
+    "stale gradients": Style(ORANGE, DOTTED, "^"),
     # Of the other commands.
     "AdamW(fused=True)": Style(BLACK, "-", "o"),
     "WPAdamW": Style(BLUE, "-", "s"),
@@ -43,7 +50,11 @@ STYLES = {
 # Paul Tol's muted colours, for names that nobody thought of.
 OTHERS = ("#332288", "#117733", "#882255", "#AA4499", "#999933", "#CC6677", "#44AA99")
 LINES = ("-", DASHED, DASH_DOTTED, DOTTED)
-SHORT_NAMES = {"AdamWScheduleFree": "schedule-free"}
+SHORT_NAMES = {
+    "AdamWScheduleFree": "schedule-free",
+    "synchronous, 1 micro-batch": "synchronous, 1",
+    "synchronous, D micro-batches": "synchronous, D",
+}
 
 
 def style_of(name: str) -> Style:

@@ -134,7 +134,12 @@ def set_mode(optimizer: Optimizer, mode: str) -> None:
 def mean_cross_entropy(model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     """Return the mean cross-entropy in nats per target, for logits ``[..., classes]``."""
     inputs, targets = batch
-    return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+    return cross_entropy(model(inputs), targets)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

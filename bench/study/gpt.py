@@ -1,4 +1,4 @@
-"""A small GPT: pre-norm blocks, learned positions, the head tied to the embedding."""
+"""A small GPT: pre-norm blocks, learned positions; whole, or cut into stages."""
 
 from __future__ import annotations
 
@@ -55,10 +55,17 @@ class GPT(nn.Module):
         width: size of the residual stream; a multiple of ``heads``.
         heads: attention heads per block.
         vocabulary: number of tokens.
+        is_tied: whether the head's weights are those of the embedding.
     """
 
     def __init__(
-        self, context: int, layers: int, width: int, heads: int, vocabulary: int = 256
+        self,
+        context: int,
+        layers: int,
+        width: int,
+        heads: int,
+        vocabulary: int = 256,
+        is_tied: bool = True,
     ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary, width)
@@ -71,14 +78,45 @@ class GPT(nn.Module):
             # Each block adds twice to the residual stream: keep its variance at one block's.
             if name.endswith("project.weight"):
                 nn.init.normal_(weight, std=INIT_STD / (2 * layers) ** 0.5)
-        self.head.weight = self.token.weight
+        if is_tied:
+            self.head.weight = self.token.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of the next token, ``[batch, time, vocabulary]``, for int64 tokens."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = self.blocks(self.token(tokens) + self.position(positions))
+        hidden = self.blocks(embed(tokens, self.token, self.position))
         logits: Tensor = self.head(self.norm(hidden))
         return logits
+
+
+def embed(tokens: Tensor, token: nn.Module, position: nn.Module) -> Tensor:
+    """Add the embeddings of tokens and of their places, ``[batch, time, width]``."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    embedded: Tensor = token(tokens) + position(places)
+    return embedded
+
+
+class Embedding(nn.Module):
+    """The first part of a GPT."""
+
+    def __init__(self, token: nn.Module, position: nn.Module) -> None:
+        super().__init__()
+        self.token, self.position = token, position
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return what the first block gets."""
+        return embed(tokens, self.token, self.position)
+
+
+def in_stages(model: GPT, num_stages: int) -> nn.Sequential:
+    """Cut a GPT, one that is not tied, into stages with as many blocks each."""
+    blocks = list(model.blocks)
+    per_stage, rest = divmod(len(blocks), num_stages)
+    if rest:
+        raise ValueError(f"layers must be a multiple of {num_stages} stages, got {len(blocks)}")
+    stages = [nn.Sequential(*blocks[i : i + per_stage]) for i in range(0, len(blocks), per_stage)]
+    stages[0].insert(0, Embedding(model.token, model.position))
+    stages[-1].extend([model.norm, model.head])
+    return nn.Sequential(*stages)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -23,7 +23,7 @@ Run = dict[str, Any]  # task, optimizer, lr, seed, num_steps, and what is seen
 
 def posed(task: str, is_quick: bool) -> Problem:
     """Make a task's data once."""
-    return trainings.posed(task, tasks.scale_of(tasks.TASKS[task], is_quick))
+    return trainings.posed(tasks.TASKS[task], tasks.scale_of(tasks.TASKS[task], is_quick))
 
 
 def start(problem: Problem, run: Run) -> Trainee:

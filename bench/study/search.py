@@ -123,12 +123,14 @@ def next_places(losses: dict[int, float]) -> list[int]:
 # Evaluation.
 
 
-def evaluation(best: Best, num_seeds: int) -> list[Wish]:
+def evaluation(
+    best: Best, num_seeds: int, num_neighbour_seeds: int = NUM_NEIGHBOUR_SEEDS
+) -> list[Wish]:
     """All seeds at the best rates, and some beside it: most wanted seeds come first."""
     return [
         wish(entry, place + beside, seed)
         for seed in range(num_seeds)
         for entry, place in best.items()
         for beside in (0, -1, 1)
-        if beside == 0 or seed < NUM_NEIGHBOUR_SEEDS
+        if beside == 0 or seed < num_neighbour_seeds
     ]

@@ -170,6 +170,23 @@ def _needs(rank: int, action: Action, num_stages: int) -> set[tuple[int, Action]
     return {(rank, ("F", number))} | behind
 
 
+def slots(orders: Orders) -> list[tuple[int, int, str, int]]:
+    """When each stage does what, if every action takes a slot and begins as soon as it can.
+
+    Returns:
+        Stage, number of the slot, kind and number of the micro-batch, for every action.
+    """
+    ends: dict[tuple[int, Action], int] = {}
+    free = [0] * len(orders)
+    found = []
+    for rank, action in in_dependency_order(orders):
+        needed = (ends[each] for each in _needs(rank, action, len(orders)))
+        start = max(free[rank], *needed, 0)
+        free[rank] = ends[rank, action] = start + 1
+        found.append((rank, start, *action))
+    return found
+
+
 def _check(orders: Orders, num_stages: int, num_microbatches: int) -> None:
     if len(orders) != num_stages:
         raise ValueError(f"orders must be one per stage, got {len(orders)} for {num_stages}")

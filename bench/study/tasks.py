@@ -74,6 +74,7 @@ class Task:
         learning_rate: in the middle of where the search for the best one begins.
         pose: makes the problem.
         scale: what it is trained at, but for ``--quick``.
+        quick_scale: for ``--quick``.
         num_rates: with which the search begins; odd.
         package: what its data come from, if that is an optional package.
     """
@@ -85,6 +86,7 @@ class Task:
     learning_rate: float
     pose: Callable[[Scale], Problem]
     scale: Scale = SMALL
+    quick_scale: Scale = QUICK
     num_rates: int = 7
     package: str | None = None
 
@@ -113,14 +115,15 @@ class LSTM(nn.Module):
 
 
 def _pose_gpt(scale: Scale) -> Problem:
-    return _pose_text(scale, lambda: GPT(scale.context, scale.layers, scale.width, scale.heads))
+    return pose_text(scale, lambda: GPT(scale.context, scale.layers, scale.width, scale.heads))
 
 
 def _pose_lstm(scale: Scale) -> Problem:
-    return _pose_text(scale, lambda: LSTM(scale.hidden))
+    return pose_text(scale, lambda: LSTM(scale.hidden))
 
 
-def _pose_text(scale: Scale, build_model: Callable[[], nn.Module]) -> Problem:
+def pose_text(scale: Scale, build_model: Callable[[], nn.Module]) -> Problem:
+    """A language model over the bytes of Python's standard library."""
     corpus = load_corpus(None, scale.context)
     size, context = scale.batch_size, scale.context
     return Problem(
@@ -266,4 +269,4 @@ TASKS = {
 
 def scale_of(task: Task, is_quick: bool) -> Scale:
     """The sizes that a task is trained at."""
-    return QUICK if is_quick else task.scale
+    return task.quick_scale if is_quick else task.scale

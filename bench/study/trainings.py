@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
@@ -25,7 +25,7 @@ from .average import WeightAverage
 from .comparison import Record, Trainee, build, parameter_groups, to_device
 from .foresight import Foresight, PredictionProbe, norm_ratio
 from .lookahead import Lookahead
-from .tasks import TASKS, Problem, Scale
+from .tasks import TASKS, Problem, Scale, Task
 
 NUM_EVALUATIONS = 40
 # Without clipping the short trainings of the language models hang on chance at high rates.
@@ -56,33 +56,18 @@ class Job:
         return re.sub(r"[^a-z0-9.]+", "-", words.lower())
 
 
-# One training.
+# One training of an optimizer.
 
 
-def train(job: Job) -> Training:
-    """Train; a model that diverges or an optimizer that raises leaves the reason.
+def follow(training: Training, job: Job) -> None:
+    """Train, and record an entry per evaluation.
 
-    Returns:
-        A record whose lists have an entry per evaluation: ``evaluated_steps``,
-        ``validation_losses``, ``norm_ratios``, for some optimizers ``averaged_losses`` (those of
-        a moving average of the weights) and, for each group of an optimizer with prediction,
-        ``foresight`` with ``error``, ``best_steps`` and ``steps``. ``why`` is None or says what
-        went wrong; ``seconds`` is the time that all this took, ``machine`` where.
+    Beside the lists of `train` these are ``norm_ratios``, for some optimizers ``averaged_losses``
+    (those of a moving average of the weights) and, for each group of an optimizer with prediction,
+    ``foresight`` with ``error``, ``best_steps`` and ``steps``.
     """
-    start = time.perf_counter()
-    training: Training = {"evaluated_steps": [], "validation_losses": [], "norm_ratios": []}
-    training |= {"averaged_losses": [], "foresight": {}, "why": None}
-    training["machine"] = machine.name(torch.device(job.device))
-    try:
-        _follow(training, job)
-    except Exception as error:  # anything a foreign optimizer may do
-        first_line = next(iter(str(error).splitlines()), "")
-        training["why"] = f"{type(error).__name__}: {first_line}"
-    return training | {"seconds": rounded(time.perf_counter() - start, DIGITS)}
-
-
-def _follow(training: Training, job: Job) -> None:
-    problem, entrant = posed(job.task, job.scale), entrants(*STUDIED)[job.optimizer]
+    training |= {"norm_ratios": [], "averaged_losses": [], "foresight": {}}
+    problem, entrant = posed(TASKS[job.task], job.scale), entrants(*STUDIED)[job.optimizer]
     about = job.task, job.optimizer, job.lr, job.seed, job.num_steps
     trainee = start(problem, *about, device=job.device)
     observer = _Observer(entrant, trainee, job, problem)
@@ -133,9 +118,9 @@ class _Observer:
 
 
 @functools.cache
-def posed(task: str, scale: Scale) -> Problem:
+def posed(task: Task, scale: Scale) -> Problem:
     """Make a task's data once per process."""
-    return TASKS[task].pose(scale)
+    return task.pose(scale)
 
 
 def start(
@@ -178,11 +163,35 @@ def _note(
             values.append(None if found is None else rounded(getattr(found, key), DIGITS))
 
 
+# One training of any kind.
+
+Follow = Callable[[Training, Job], None]  # trains, and notes what is seen
+
+
+def train(job: Job, how: Follow = follow) -> Training:
+    """Train; a model that diverges or an optimizer that raises leaves the reason.
+
+    Returns:
+        A record whose lists have an entry per evaluation: ``evaluated_steps``,
+        ``validation_losses``, and others that depend on how it was trained. ``why`` is None or says
+        what went wrong; ``seconds`` is the time that all this took, ``machine`` where.
+    """
+    start = time.perf_counter()
+    training: Training = {"evaluated_steps": [], "validation_losses": [], "why": None}
+    training["machine"] = machine.name(torch.device(job.device))
+    try:
+        how(training, job)
+    except Exception as error:  # anything a foreign optimizer may do
+        first_line = next(iter(str(error).splitlines()), "")
+        training["why"] = f"{type(error).__name__}: {first_line}"
+    return training | {"seconds": rounded(time.perf_counter() - start, DIGITS)}
+
+
 # Many trainings.
 
 
 def train_all(
-    jobs: Sequence[Job], folder: Path, num_workers: int
+    jobs: Sequence[Job], folder: Path, num_workers: int, how: Follow = follow
 ) -> Iterator[tuple[Job, Training]]:
     """Train what ``folder`` does not hold yet, over processes; yield each as it is done.
 
@@ -196,16 +205,16 @@ def train_all(
         else:
             yield job, found
     if missing:
-        yield from _train_missing(missing, folder, num_workers)
+        yield from _train_missing(missing, folder, num_workers, how)
 
 
 def _train_missing(
-    jobs: Sequence[Job], folder: Path, num_workers: int
+    jobs: Sequence[Job], folder: Path, num_workers: int, how: Follow
 ) -> Iterator[tuple[Job, Training]]:
     # Fresh interpreters: a forked one may hang in the threads of its parent.
     pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _prepare_worker)
     try:
-        pending = {pool.submit(train, job): job for job in jobs}
+        pending = {pool.submit(train, job, how): job for job in jobs}
         for done in as_completed(pending):
             training = done.result()
             _write(pending[done], training, folder)

@@ -14,7 +14,7 @@ from processes import needs_gloo
 from programs import HAS_LARGE, LARGE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SEVERAL_PROCESSES = {"fsdp"}  # have tests of their own
+SEVERAL_PROCESSES = {"fsdp", "pipeline"}  # have tests of their own
 # As `python example.py` does, but for torchvision where torch has no CUDA.
 RUN = (
     "import runpy, sys, torchvision_operators as operators; operators.declare();"

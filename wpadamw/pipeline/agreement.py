@@ -41,9 +41,9 @@ def _reasons(claims: Sequence[Claim]) -> Any:
         values = [claim.own[name] for claim in claims]
         if len(set(values)) < len(values):
             yield f"{name} must be another on each rank of the pipeline, got {_listed(values)}"
-    for rank, claim in enumerate(claims):
-        if claim.why_not is not None:
-            yield claim.why_not if len(claims) == 1 else f"rank {rank}: {claim.why_not}"
+    for reason in dict.fromkeys(claim.why_not for claim in claims if claim.why_not is not None):
+        ranks = [rank for rank, claim in enumerate(claims) if claim.why_not == reason]
+        yield reason if len(ranks) == len(claims) else f"rank {_listed(ranks)}: {reason}"
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -80,7 +80,7 @@ class Async1F1B(Schedule1F1B):
         >>> stage = AsyncStage(module, rank, num_stages, device, optimizer=opt)
         >>> schedule = Async1F1B(stage, n_microbatches=8, loss_fn=loss_fn)
         >>> schedule.step(x) if rank == 0 else schedule.step(target=y)  # and so on
-        >>> schedule.flush()
+        >>> schedule.flush()  # and now evaluate, and save
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class Async1F1B(Schedule1F1B):
         return super().eval(*args, **kwargs)
 
     def flush(self) -> None:
-        """Finish the micro-batches in flight; to be called on all ranks, before true weights count.
+        """Finish the micro-batches in flight and go to the true weights: to evaluate and to save.
 
-        Free when there are none.
+        To be called on all ranks. The next step goes to predicted weights by itself.
         """
         self._guarded(self._drain)
 
@@ -202,6 +202,7 @@ class Async1F1B(Schedule1F1B):
             self.stage.update()
         _wait(self.sending)
         self.sending, self.num_forwards, self.num_backwards = [], 0, 0
+        self.stage.optimizer.restore()
         self.stage.in_flight.end()
 
 

@@ -1,0 +1,1 @@
+"""What asynchronous pipelines cost: `python -m wpadamw.bench.pipeline`, in a checkout."""
