@@ -35,7 +35,7 @@ def held(all_results: Sequence[Results]) -> str:
     tables = []
     for results in all_results:
         stages = range(results["setting"]["stages"])
-        rows = [[name, *(number(x, "g") for x in row)] for name, row in results["held"].items()]
+        rows = [[name, *(number(x, "3g") for x in row)] for name, row in results["held"].items()]
         tables.append(markdown(["", *(f"stage {i}" for i in stages)], rows))
     return "\n\n".join([*tables, HELD])
 
