@@ -7,6 +7,7 @@ ended, and each message waits until its counterpart has begun, too.
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,8 @@ class Stage:
     def __init__(self, index, num_stages):
         self.stage_index, self.num_stages = index, num_stages
         self.is_first, self.is_last = index == 0, index == num_stages - 1
-        self.in_flight = SimpleNamespace(begin=list, end=list, fail=list)
+        self.in_flight = SimpleNamespace(begin=list, end=list, working=nullcontext)
+        self.optimizer = SimpleNamespace(restore=list)
         self.update = self.compute_gradients = self.forward_one_chunk = lambda *_, **__: None
 
     def get_fwd_recv_ops(self, chunk):

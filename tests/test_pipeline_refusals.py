@@ -26,7 +26,9 @@ pytestmark = needs_gloo
 
 @pytest.fixture(autouse=True, scope="module")
 def alone():
-    """A group of one process."""
+    """A group of one process. (Others may have left one of theirs.)"""
+    if dist.is_initialized():
+        dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
