@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.optim.lr_scheduler import LRScheduler
 
-from wpadamw.compat import clear_autocast_cache, taken_by
+from wpadamw.compat import taken_by
 from wpadamw.optimizer import WeightPrediction
 from wpadamw.pipeline.agreement import Claim, agree
 from wpadamw.pipeline.checks import StageArguments, why_no_stage
@@ -99,7 +99,7 @@ class AsyncStage(PipelineStage):
             if not self.has_backward:
                 self.optimizer.restore()
                 return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
-            self._predict()
+            self.optimizer.predict()
             with self.weights.recorded(fwd_chunk_id):
                 return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
@@ -163,12 +163,6 @@ class AsyncStage(PipelineStage):
     def _working(self) -> AbstractContextManager[None]:
         self.in_flight.check("a pass of another schedule")
         return self.in_flight.working()
-
-    def _predict(self) -> None:
-        if self.optimizer.weights_are == "true":
-            self.weights.keep()
-        self.optimizer.predict()
-        clear_autocast_cache()  # a region around the whole step would go on with older weights
 
     def _restore(self) -> None:
         # Parameters themselves, not what autograd has saved of them alone: checkpointed parts of
