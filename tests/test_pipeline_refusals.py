@@ -193,6 +193,17 @@ def test_a_stage_is_built_anew_after_a_failure():
     module.state_dict()
 
 
+def test_an_evaluation_that_fails_is_no_failure_of_training():
+    inputs, targets = joined(batches(4))
+    schedule = Async1F1B(stage_of(module := Fails(-1)), 4, loss_fn)
+    schedule.step(inputs, target=targets)
+    module.left = 1
+    with pytest.raises(ValueError, match="as it should"), torch.no_grad():
+        schedule.eval(inputs, target=targets)
+    module.state_dict()
+    schedule.step(inputs, target=targets)
+
+
 # In a step: GPipe has all backward passes of a step after all forwards.
 
 

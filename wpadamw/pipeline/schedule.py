@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,14 +127,10 @@ class Async1F1B(Schedule1F1B):
         return_outputs: bool = True,
         loss_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        trains = self.stage.has_backward
-        if not (trains and self.is_prepared):
-            self.is_prepared = False
+        if not (self.stage.has_backward and self.is_prepared):
             torchs = super()._step_microbatches
-            options = {"return_outputs": return_outputs, "loss_kwargs": loss_kwargs}
-            batches = (arg_mbs, kwarg_mbs, target_mbs, losses)
-            self._guarded(lambda: torchs(*batches, **taken_by(torchs, **options)))
-            self.is_prepared = trains
+            options = taken_by(torchs, return_outputs=return_outputs, loss_kwargs=loss_kwargs)
+            self._drained(partial(torchs, arg_mbs, kwarg_mbs, target_mbs, losses, **options))
             return
         none: list[Any] = [None] * self.num_chunks
         chunks = list(zip(arg_mbs or none, kwarg_mbs or none, target_mbs or none, strict=True))
@@ -141,6 +138,15 @@ class Async1F1B(Schedule1F1B):
         self._guarded(lambda: self._run(chunks, return_outputs, loss_kwargs or {}, found))
         if losses is not None and self.stage.is_last:
             losses[:] = found
+
+    def _drained(self, step: Callable[[], None]) -> None:
+        """A step of torch's: one of training sets up what the next ones use."""
+        self.is_prepared = False
+        if self.stage.has_backward:
+            self._guarded(step)
+            self.is_prepared = True
+        else:  # a failure leaves all weights as they are
+            step()
 
     def _guarded(self, run: Callable[[], None]) -> None:
         """Whoever is interrupted has lost what was in flight, and the messages of the others."""

@@ -95,10 +95,10 @@ class AsyncStage(PipelineStage):
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """The forward of a micro-batch: at predicted weights, or at true ones to evaluate."""
+        if not self.has_backward:
+            self.optimizer.restore()
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         with self._working():
-            if not self.has_backward:
-                self.optimizer.restore()
-                return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
             self.optimizer.predict()
             with self.weights.recorded(fwd_chunk_id):
                 return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
