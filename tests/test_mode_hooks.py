@@ -9,6 +9,7 @@ import torch
 from models import backward, equal, held, started
 
 import wpadamw
+from wpadamw import serving
 
 
 def test_hooks_hear_of_every_name_of_a_mode():
@@ -64,3 +65,18 @@ def test_arguments_that_are_no_options_can_be_read():
     assert (opt.amp, opt.compute_dtype) == (False, None)
     opt = wpadamw.WPAdamW(params, amp=True, compute_dtype=torch.bfloat16)
     assert (opt.amp, opt.compute_dtype) == (True, torch.bfloat16)
+
+
+def test_without_a_look_parameters_are_not_read(monkeypatch):
+    net, opt = started()
+    opt.restore()
+    true = held(net)
+    opt.predict()
+    monkeypatch.setattr(serving, "unexpected", lambda _: pytest.fail("looked"))
+    net[0].weight.data.add_(1)  # without a trace, and lost
+    opt.restore(look=False)
+    assert equal(held(net), true)
+    opt.predict(look=False)
+    assert opt.weights_are == "predicted"
+    with pytest.raises(pytest.fail.Exception, match="looked"):
+        opt.restore()

@@ -34,29 +34,37 @@ class Modes(Saving):
         return "predicted" if "predicted" in self._modes() else "true"
 
     @disable_dynamo
-    def predict(self) -> None:
+    def predict(self, *, look: bool = True) -> None:
         """Go to the predicted weights: where the optimizer expects to be after its next step.
 
         Idempotent, and free when the parameters hold them already. Parameters without a completed
         update keep their true weights. After `restore` the same bits come back.
 
         With ``compute_dtype`` the parameters stay true, and the copies are computed anew.
+
+        Args:
+            look: see `restore`.
         """
         self._clients.announce(self, "predicted")
         if self._keeping.copies is not None:
             self._renew_copies(anew=True)
             return
-        self._return_to(["predicted"] * len(self.param_groups))
+        self._return_to(["predicted"] * len(self.param_groups), look)
 
     @disable_dynamo
-    def restore(self) -> None:
+    def restore(self, *, look: bool = True) -> None:
         """Go to the true weights: what AdamW would hold. To evaluate, save and average.
 
         Idempotent, free when the parameters hold them already, and exact (with ``backup=False``
         to a few ulp).
+
+        Args:
+            look: compare what the parameters hold with what the optimizer wrote, and keep weights
+                that came without a trace, through ``.data``. That reads all of them, and waits for
+                the device. A program that alone writes to its parameters can do without.
         """
         self._clients.announce(self, "true")
-        self._return_to(["true"] * len(self.param_groups))
+        self._return_to(["true"] * len(self.param_groups), look)
 
     @disable_dynamo
     def train(self) -> None:

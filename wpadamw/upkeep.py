@@ -37,7 +37,7 @@ class Upkeep(Serving):
 
     @disable_dynamo  # for the end of true_weights()
     @outside_inference_mode
-    def _return_to(self, modes: list[Mode]) -> None:
+    def _return_to(self, modes: list[Mode], look: bool = True) -> None:
         """Takes the groups to former modes; groups added since then stay as they are."""
         self._finish_loading()
         if self._plans.is_interrupted:
@@ -49,16 +49,16 @@ class Upkeep(Serving):
         for group, _ in moving:
             check_mode(group)
         for group, mode in moving:
-            self._move(group, mode)
+            self._move(group, mode, look)
 
     @torch.no_grad()
-    def _move(self, group: Group, mode: Mode) -> None:
+    def _move(self, group: Group, mode: Mode, look: bool) -> None:
         check_no_transform(f"going to {mode} weights")
         plan = self._refreshed(group)
         if mode == "predicted" and not all(bucket.ledger.all_made() for bucket in plan.buckets):
             self._check_running(group)
         moving = [bucket for bucket in plan.buckets if not bucket.holds_all(mode)]
-        for bucket in moving:
+        for bucket in moving if look else ():
             self._look(bucket, group)
         self._plans.is_interrupted = True
         if mode == "predicted":

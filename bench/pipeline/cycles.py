@@ -33,7 +33,7 @@ class Cycle(NamedTuple):
 
 
 def _restore(cycle: Cycle) -> None:
-    cycle.opt.restore()
+    cycle.opt.restore(look=False)
 
 
 def _copy(cycle: Cycle) -> list[Tensor]:

@@ -99,7 +99,7 @@ class AsyncStage(PipelineStage):
             self.optimizer.restore()
             return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         with self._working():
-            self.optimizer.predict()
+            self.optimizer.predict(look=not self.fwd_cache)  # others may have written in between
             with self.weights.recorded(fwd_chunk_id):
                 return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
@@ -168,4 +168,4 @@ class AsyncStage(PipelineStage):
         # Parameters themselves, not what autograd has saved of them alone: checkpointed parts of
         # the module are computed again, and functions of users may read what they have kept.
         if self.weights.backward == "current":
-            self.optimizer.restore()
+            self.optimizer.restore(look=False)  # nobody else writes to them
