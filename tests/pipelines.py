@@ -106,6 +106,21 @@ def assert_equal(stage, losses, weights, wanted):
         assert torch.equal(torch.stack(losses), torch.stack(wanted))
 
 
+def group_of_one():
+    """A group of this process alone, for a fixture. (Others may have left one of theirs.)"""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def stage_of(module=None, index=0, num_stages=1, opt=None, **options):
+    module = part(0) if module is None else module
+    opt = wpadamw.WPAdamW(module.parameters(), lr=1e-2) if opt is None else opt
+    return AsyncStage(module, index, num_stages, CPU, optimizer=opt, **options)
+
+
 def divided(compute, cases):
     """What a function returns in each case; processes compute some of them each, and exchange."""
     rank, world_size = place()
@@ -118,3 +133,40 @@ def divided(compute, cases):
 def place():
     """This process' stage, of as many as there are."""
     return dist.get_rank(), dist.get_world_size()
+
+
+# Modules that do more.
+
+
+class Recomputed(nn.Module):
+    """Computes a part, which it uses twice, again in the backward pass."""
+
+    def __init__(self, index, use_reentrant):
+        super().__init__()
+        self.first, self.part = nn.Linear(WIDTH, WIDTH), part(index)
+        self.options = {"use_reentrant": use_reentrant}
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(2):
+            x = torch.utils.checkpoint.checkpoint(self.part, x, **self.options)
+        return x
+
+
+class Grouped(nn.Module):
+    """Has views of one weight, a weight that is used twice, and buffers that count."""
+
+    def __init__(self, index):
+        super().__init__()
+        torch.manual_seed(index)
+        self.joint, self.norm = nn.Linear(WIDTH, 2 * WIDTH), nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x):
+        left, right = self.joint.weight.chunk(2)
+        x = self.norm(torch.tanh(x @ left.t() + x @ right))
+        return x @ self.joint.weight.view(WIDTH, 2 * WIDTH).t().chunk(2)[1] @ left
+
+
+def recomputed(index, use_reentrant):
+    torch.manual_seed(index)
+    return Recomputed(index, use_reentrant)

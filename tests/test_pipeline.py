@@ -14,6 +14,7 @@ from pipelines import (
     CPU,
     NUM_CHUNKS,
     WIDTH,
+    Grouped,
     assert_equal,
     assert_same,
     batches,
@@ -24,6 +25,7 @@ from pipelines import (
     part,
     per_step,
     place,
+    recomputed,
     schedule_of,
     simulated,
     step,
@@ -165,35 +167,6 @@ def check_resumed():
 # Modules.
 
 
-class Recomputed(nn.Module):
-    """Computes a part, which it uses twice, again in the backward pass."""
-
-    def __init__(self, index, use_reentrant):
-        super().__init__()
-        self.first, self.part = nn.Linear(WIDTH, WIDTH), part(index)
-        self.options = {"use_reentrant": use_reentrant}
-
-    def forward(self, x):
-        x = self.first(x)
-        for _ in range(2):
-            x = torch.utils.checkpoint.checkpoint(self.part, x, **self.options)
-        return x
-
-
-class Grouped(nn.Module):
-    """Has views of one weight, a weight that is used twice, and buffers that count."""
-
-    def __init__(self, index):
-        super().__init__()
-        torch.manual_seed(index)
-        self.joint, self.norm = nn.Linear(WIDTH, 2 * WIDTH), nn.BatchNorm1d(WIDTH)
-
-    def forward(self, x):
-        left, right = self.joint.weight.chunk(2)
-        x = self.norm(torch.tanh(x @ left.t() + x @ right))
-        return x @ self.joint.weight.view(WIDTH, 2 * WIDTH).t().chunk(2)[1] @ left
-
-
 def check_modules(build, backwards, make=wpadamw.WPAdamW):
     index, num_stages = place()
 
@@ -217,11 +190,6 @@ def check_modules(build, backwards, make=wpadamw.WPAdamW):
         assert_same(stage, losses, stages, wanted)
         names = dict(stages[index].module.named_buffers())
         assert all(torch.equal(b, names[n]) for n, b in module.named_buffers() if "mean" in n)
-
-
-def recomputed(index, use_reentrant):
-    torch.manual_seed(index)
-    return Recomputed(index, use_reentrant)
 
 
 check_grouped = functools.partial(check_modules, Grouped, ("current", "forward"))
