@@ -23,6 +23,12 @@ def inputs():
     return torch.linspace(-1, 1, 10).view(2, 5).requires_grad_()
 
 
+def saved_weights(net, kind):
+    weights = SavedWeights(net, kind)
+    weights.module = net
+    return weights
+
+
 def forward(weights, x, function=None):
     with weights.recorded(0):
         return (function or weights.module)(x)
@@ -44,7 +50,7 @@ def backward(weights, output):
 @pytest.mark.parametrize("kind", BACKWARDS)
 def test_the_gradient_is_that_of_the_weights_that_are_meant(kind):
     x, net = inputs(), model()
-    weights = SavedWeights(net, kind)
+    weights = saved_weights(net, kind)
     output = forward(weights, x)
     hidden = net[1](net[0](inputs())).detach()
     write(weights)
@@ -57,7 +63,7 @@ def test_the_gradient_is_that_of_the_weights_that_are_meant(kind):
 @pytest.mark.parametrize("kind", BACKWARDS)
 def test_without_a_write_all_is_as_without_hooks(kind):
     x, plain = inputs(), inputs()
-    weights = SavedWeights(model(), kind)
+    weights = saved_weights(model(), kind)
     backward(weights, forward(weights, x))
     model()(plain).sum().backward()
     assert torch.equal(x.grad, plain.grad)
@@ -65,7 +71,7 @@ def test_without_a_write_all_is_as_without_hooks(kind):
 
 @pytest.mark.parametrize("kind", BACKWARDS)
 def test_activations_that_change_are_noticed(kind):
-    weights = SavedWeights(model(), kind)
+    weights = saved_weights(model(), kind)
 
     def careless(x):
         hidden = weights.module[0](x)
@@ -80,7 +86,7 @@ def test_activations_that_change_are_noticed(kind):
 
 
 def test_inputs_that_are_reused_are_noticed():
-    weights = SavedWeights(model(), "current")
+    weights = saved_weights(model(), "current")
     x = inputs().detach()
     output = forward(weights, x)
     x.zero_()
@@ -89,7 +95,7 @@ def test_inputs_that_are_reused_are_noticed():
 
 
 def test_writes_of_others_are_noticed_before_weights_are_copied():
-    weights = SavedWeights(model(), "forward")
+    weights = saved_weights(model(), "forward")
     output = forward(weights, inputs())
     with torch.no_grad():
         weights.module[2].weight.zero_()
@@ -100,7 +106,7 @@ def test_writes_of_others_are_noticed_before_weights_are_copied():
 
 
 def test_only_what_graphs_need_is_copied_and_only_once():
-    weights = SavedWeights(model(), "forward")
+    weights = saved_weights(model(), "forward")
     first, second = (forward(weights, inputs()) for _ in range(2))
     write(weights)
     third = forward(weights, inputs().detach())
@@ -116,7 +122,7 @@ def test_only_what_graphs_need_is_copied_and_only_once():
 
 
 def test_a_graph_that_is_dropped_is_not_copied_for():
-    weights = SavedWeights(model(), "forward")
+    weights = saved_weights(model(), "forward")
     output = forward(weights, inputs())
     del output
     gc.collect()
@@ -145,7 +151,7 @@ class Views(nn.Module):
 @pytest.mark.parametrize("kind", BACKWARDS)
 def test_views_of_parameters(kind):
     x = torch.linspace(-1, 1, 12).view(2, 6).requires_grad_()
-    weights = SavedWeights(Views(), kind)
+    weights = saved_weights(Views(), kind)
     output = forward(weights, x)
     weights.keep()
     with torch.no_grad():
@@ -189,7 +195,7 @@ def readers(net):
 
 @pytest.mark.parametrize("which", range(4))
 def test_a_forward_that_runs_again_is_refused_for_weights_of_the_first(which):
-    weights = SavedWeights(model(), "forward")
+    weights = saved_weights(model(), "forward")
     reader = list(readers(weights.module))[which]
     backward(weights, forward(weights, inputs(), reader))  # nothing has changed
     output = forward(weights, inputs(), reader)
@@ -200,7 +206,7 @@ def test_a_forward_that_runs_again_is_refused_for_weights_of_the_first(which):
 
 @pytest.mark.parametrize("is_written", [False, True])
 def test_functions_that_save_their_weight_are_right(is_written):
-    weights, x = SavedWeights(model(), "forward"), inputs()
+    weights, x = saved_weights(model(), "forward"), inputs()
     weight = weights.module[0].weight
     output = forward(weights, x, lambda x: Saves.apply(x, weight))
     wanted = torch.ones(2, 4) @ weight.detach()
@@ -211,7 +217,7 @@ def test_functions_that_save_their_weight_are_right(is_written):
 
 
 def test_hooks_may_look_at_gradients_of_parameters():
-    weights = SavedWeights(model(), "forward")
+    weights = saved_weights(model(), "forward")
     sizes = []
     weights.module[0].weight.register_post_accumulate_grad_hook(
         lambda param: sizes.append((param.grad.norm(), param.numel(), param.shape))
@@ -235,7 +241,7 @@ def test_sparse_and_empty_tensors_are_no_weights():
                 + (self.none * torch.empty(0)).sum()
             )
 
-    weights = SavedWeights(Empty(), "forward")
+    weights = saved_weights(Empty(), "forward")
     x = torch.ones(2, 2, requires_grad=True)
     output = forward(weights, x)
     write(weights)

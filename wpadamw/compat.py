@@ -220,8 +220,13 @@ def needs_profiled_step(optimizer: Optimizer) -> bool:
 
 def taken_by(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
     """Those of the arguments that a function of torch has in this version."""
-    known = inspect.signature(function).parameters
+    known = _parameters(getattr(function, "__func__", function))
     return {name: value for name, value in arguments.items() if name in known}
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def to_complex(dtype: torch.dtype) -> torch.dtype:

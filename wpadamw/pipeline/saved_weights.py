@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from wpadamw import layout
 from wpadamw.compat import is_in_backward
-from wpadamw.tensors import versions
+from wpadamw.tensors import layouts, versions
 
 Backward = Literal["current", "forward"]
 
@@ -94,8 +94,9 @@ class SavedWeights:
     """
 
     def __init__(self, module: nn.Module, backward: Backward) -> None:
-        self.module, self.backward = module, backward
-        self.names: dict[int, str] = {}  # of the parameters, by the address of their memory
+        self.backward = backward
+        self.params = dict(module.named_parameters())
+        self.look()
         self.alive: weakref.WeakSet[_ForwardWeight] = weakref.WeakSet()
         self.num_writes = 0
         self.writes_before: dict[int, int] = {}  # the forward of a micro-batch
@@ -103,10 +104,20 @@ class SavedWeights:
     def recorded(self, chunk: int) -> AbstractContextManager[Any]:
         """For the forward of a micro-batch."""
         self.writes_before[chunk] = self.num_writes
-        named = self.module.named_parameters()
-        self.names = {address(layout.local(p).untyped_storage()): name for name, p in named}
-        self.names.pop(0, None)  # parameters without elements
+        if not self.layouts.are_of(self._locals()):
+            self.look()
         return saved_tensors_hooks(self._pack, _read)
+
+    def look(self) -> None:
+        """Takes note of where parameters lie."""
+        params = self._locals()
+        addresses = [address(param.untyped_storage()) for param in params]
+        self.names = dict(zip(addresses, self.params, strict=True))
+        self.names.pop(0, None)  # parameters without elements
+        self.layouts = layouts(params)
+
+    def _locals(self) -> list[Tensor]:
+        return list(map(layout.local, self.params.values()))
 
     @contextmanager
     def used(self, chunk: int) -> Iterator[None]:

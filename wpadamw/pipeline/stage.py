@@ -85,6 +85,7 @@ class AsyncStage(PipelineStage):
         super().__init__(*bound.args, **bound.kwargs)
         self.optimizer, self.max_norm, self.lr_scheduler = optimizer, max_norm, lr_scheduler
         self.weights = SavedWeights(submodule, backward)
+        self.is_moved = True  # predicted weights may be others than the true ones
         self.in_flight = InFlight(submodule, optimizer)
         for earlier in _living:
             if earlier.submod is submodule:
@@ -99,7 +100,7 @@ class AsyncStage(PipelineStage):
             self.optimizer.restore()
             return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         with self._working():
-            self.optimizer.predict(look=not self.fwd_cache)  # others may have written in between
+            self._predict()
             with self.weights.recorded(fwd_chunk_id):
                 return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
@@ -157,6 +158,7 @@ class AsyncStage(PipelineStage):
             self.weights.keep()
             self.optimizer.step()
             self.optimizer.zero_grad()
+            self.is_moved = self._predicts()
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step()
 
@@ -164,8 +166,15 @@ class AsyncStage(PipelineStage):
         self.in_flight.check("a pass of another schedule")
         return self.in_flight.working()
 
+    def _predicts(self) -> bool:
+        return any(group["prediction_steps"] != 0 for group in self.optimizer.param_groups)
+
+    def _predict(self) -> None:
+        self.is_moved |= self._predicts() or self.optimizer.weights_are == "true"
+        self.optimizer.predict(look=not self.fwd_cache)  # others may have written in between
+
     def _restore(self) -> None:
         # Parameters themselves, not what autograd has saved of them alone: checkpointed parts of
         # the module are computed again, and functions of users may read what they have kept.
-        if self.weights.backward == "current":
+        if self.weights.backward == "current" and self.is_moved:
             self.optimizer.restore(look=False)  # nobody else writes to them
