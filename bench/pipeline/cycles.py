@@ -63,7 +63,7 @@ def cycles() -> dict[str, float]:
         "PipeOptim": lambda: cycle(3, _restore),
         "predicted for both": lambda: cycle(3, _copy),
         "PipeDream": lambda: cycle(0, _copy),
-        "stale gradients": lambda: cycle(0, _restore),
+        "stale gradients": lambda: cycle(0),
     }
     made = {name: make() for name, make in makes.items()}
     rounds = [
