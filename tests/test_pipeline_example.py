@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -91,16 +90,13 @@ def check_another_model(folder):
     assert str(raised.value) == f"--resume: width was 16 in {folder}, now it is 32"
 
 
-def check_example():
-    root = Path(os.environ["WPADAMW_TEST_FOLDER"])
+def check_example(root):
     lines = check_training(root / "whole")
     check_resumed(root / "whole", lines, root / "halves")
     check_another_model(root / "whole")
 
 
 @needs_gloo
-def test_it_trains_and_goes_on_bit_for_bit(monkeypatch):
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "fox.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
-        monkeypatch.setenv("WPADAMW_TEST_FOLDER", folder)
-        run(check_example)
+def test_it_trains_and_goes_on_bit_for_bit(tmp_path):
+    (tmp_path / "fox.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    run(functools.partial(check_example, tmp_path))

@@ -235,6 +235,10 @@ def check_disagreements():
     )
     told(lambda: stage_of(part(rank), rank, 2, max_norm=-rank or None), "rank 1: max_norm")
     stage = stage_of(part(rank), rank, 2)
+    told(
+        lambda: stage_of(part(2), 2, 4) if rank else Async1F1B(stage, NUM_CHUNKS, loss_fn),
+        "must build the same in turn, got a schedule, a stage",
+    )
     told(lambda: Async1F1B(stage, 4 + rank, loss_fn), "n_microbatches must be the same")
     told(lambda: Async1F1B(stage, 1, loss_fn), "n_microbatches must be at least the stages, 2")
     told(lambda: Async1F1B(stage, 4, None if rank else loss_fn), "rank 1: loss_fn must be given")

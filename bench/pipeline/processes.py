@@ -178,5 +178,6 @@ def _held(rank: int, method: Method) -> float:
 def live_bytes(least: int) -> int:
     """The memory of all tensors of so many bytes: activations here are smaller."""
     tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
-    storages = [each.untyped_storage() for each in tensors if each.nbytes >= least]
+    dense = [each for each in tensors if each.layout is torch.strided and each.nbytes >= least]
+    storages = [each.untyped_storage() for each in dense]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -18,6 +18,11 @@ from wpadamw.bench.speed.shapes import Sizes, gpt2_sizes, llama_sizes, vit_sizes
 from wpadamw.bench.usage import usable_device
 
 
+def pytest_benchmark_generate_machine_info() -> dict[str, str]:
+    """Nothing: the results have facts of their own, and what is asked for these takes seconds."""
+    return {}
+
+
 class Scale(NamedTuple):
     """Sizes and numbers of rounds."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from wpadamw.compat import device_guard
 class Claim(NamedTuple):
     """What a rank is about to build, and what is wrong with it as far as it can tell alone."""
 
+    what: str
     agreed: dict[str, Any]  # the same on all ranks
     own: dict[str, Any]  # different on all ranks
     why_not: str | None
@@ -32,7 +33,11 @@ def agree(claim: Claim, group: dist.ProcessGroup | None, device: torch.device) -
         raise ValueError("; ".join(reasons))
 
 
-def _reasons(claims: Sequence[Claim]) -> Any:
+def _reasons(claims: Sequence[Claim]) -> Iterator[str]:
+    built = [claim.what for claim in claims]
+    if len(set(built)) > 1:
+        yield f"all ranks of a pipeline must build the same in turn, got {_listed(built)}"
+        return
     for name in claims[0].agreed:
         values = [claim.agreed[name] for claim in claims]
         if any(value != values[0] for value in values):

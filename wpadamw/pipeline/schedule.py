@@ -94,8 +94,8 @@ class Async1F1B(Schedule1F1B):
         is_one = isinstance(stage, AsyncStage)
         why_not = None if is_one else f"stage must be an AsyncStage, got {type(stage).__name__}"
         why_not = why_not or why_no_schedule(stage, n_microbatches, loss_fn)
-        claim = Claim({"n_microbatches": n_microbatches}, {}, why_not)
-        agree(claim, getattr(stage, "group", None), getattr(stage, "device", torch.device("cpu")))
+        claim = Claim("a schedule", {"n_microbatches": n_microbatches}, {}, why_not)
+        agree(claim, getattr(stage, "group", None), torch.device(getattr(stage, "device", "cpu")))
         assert loss_fn is not None
         super().__init__(stage, n_microbatches, loss_fn, **kwargs)
         self.stage, self.num_chunks, self.loss_fn = stage, n_microbatches, loss_fn

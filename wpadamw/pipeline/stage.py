@@ -79,9 +79,9 @@ class AsyncStage(PipelineStage):
             submodule, stage_index, num_stages, optimizer, max_norm, backward, lr_scheduler
         )
         why_not = why_no_stage(given, dist.get_world_size(group), _living)
-        agree(
-            Claim({"num_stages": num_stages}, {"stage_index": stage_index}, why_not), group, device
-        )
+        shared, own = {"num_stages": num_stages}, {"stage_index": stage_index}
+        claim = Claim("a stage", shared, own, why_not)
+        agree(claim, group, torch.device(device))
         super().__init__(*bound.args, **bound.kwargs)
         self.optimizer, self.max_norm, self.lr_scheduler = optimizer, max_norm, lr_scheduler
         self.weights = SavedWeights(submodule, backward)
