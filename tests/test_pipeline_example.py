@@ -1,4 +1,4 @@
-"""examples/pipeline.py on two ranks. (The launcher is left to the tests of all examples.)"""
+"""examples/pipeline.py on two ranks. (tests/clients launches it as a program.)"""
 
 from __future__ import annotations
 

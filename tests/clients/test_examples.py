@@ -14,7 +14,7 @@ from processes import needs_gloo
 from programs import HAS_LARGE, LARGE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SEVERAL_PROCESSES = {"fsdp", "pipeline"}  # have tests of their own
+SEVERAL_PROCESSES = {"fsdp", "pipeline"}  # have a launcher
 # As `python example.py` does, but for torchvision where torch has no CUDA.
 RUN = (
     "import runpy, sys, torchvision_operators as operators; operators.declare();"
@@ -56,11 +56,25 @@ def test_example_runs_and_hears_no_warning_of_ours(path, tmp_path):
     assert start("-c", RUN, path, folder=tmp_path)
 
 
+def launch(num_processes, name, *options, folder):
+    """What an example of several processes prints."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", num_processes]
+    return start(*command, EXAMPLES / name, *options, folder=folder)
+
+
+@needs_gloo
+def test_a_pipeline_of_four_stages(tmp_path):
+    sizes = ["--steps", 2, "--microbatches", 4, "--context", 8, "--width", 16, "--heads", 2]
+    printed = launch(4, "pipeline.py", *sizes, folder=tmp_path)
+    assert printed.startswith("pipeoptim, 4 stages on cpu, from step 0")
+    assert "step 2: validation loss" in printed
+    assert len(list(tmp_path.rglob("stage-*.pt"))) == 4
+
+
 def start_sharded(num_processes, steps, folder):
     """The losses that examples/fsdp.py prints, by the words before them."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", num_processes]
     options = ["--folder", folder / "checkpoints", "--steps", steps]
-    printed = start(*command, EXAMPLES / "fsdp.py", *options, folder=folder)
+    printed = launch(num_processes, "fsdp.py", *options, folder=folder)
     pairs = (line.rsplit(" ", 1) for line in printed.splitlines())
     return {words: float(loss) for words, loss in pairs}
 
