@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -121,8 +122,7 @@ class AsyncStage(PipelineStage):
         if not self.has_backward:
             return
         given = taken_by(super().backward_weight_one_chunk, last_backward=True)
-        with self._working(), self.weights.used(bwd_chunk_id):
-            self._restore()
+        with self._going_back(bwd_chunk_id):
             super().backward_weight_one_chunk(bwd_chunk_id, **given)
         self.update()
 
@@ -142,8 +142,7 @@ class AsyncStage(PipelineStage):
             return
         # Replicas exchange the gradients of every micro-batch: each may be the last of an update.
         given = {"loss": loss, "full_backward": full_backward, "last_backward": True}
-        with self._working(), self.weights.used(bwd_chunk_id):
-            self._restore()
+        with self._going_back(bwd_chunk_id):
             super().backward_one_chunk(
                 bwd_chunk_id, **taken_by(super().backward_one_chunk, **given)
             )
@@ -173,8 +172,12 @@ class AsyncStage(PipelineStage):
         self.is_moved |= self._predicts() or self.optimizer.weights_are == "true"
         self.optimizer.predict(look=not self.fwd_cache)  # others may have written in between
 
-    def _restore(self) -> None:
-        # Parameters themselves, not what autograd has saved of them alone: checkpointed parts of
-        # the module are computed again, and functions of users may read what they have kept.
-        if self.weights.backward == "current" and self.is_moved:
-            self.optimizer.restore(look=False)  # nobody else writes to them
+    @contextmanager
+    def _going_back(self, chunk: int) -> Iterator[None]:
+        """For a backward pass of a micro-batch, or a half of one."""
+        with self._working(), self.weights.used(chunk):
+            # Parameters themselves, not what autograd has saved of them alone: checkpointed parts
+            # of the module are computed again, and functions of users may read what they kept.
+            if self.weights.backward == "current" and self.is_moved:
+                self.optimizer.restore(look=False)  # nobody else writes to them
+            yield
