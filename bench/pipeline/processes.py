@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,9 @@ from torch.multiprocessing.spawn import spawn
 import wpadamw
 from wpadamw.pipeline import Async1F1B, AsyncStage
 
+from ..registry import PIPELINED, entrants
 from ..report.markup import rounded
+from ..study.simulated_pipeline import Backward
 
 CPU = torch.device("cpu")
 NUM_STAGES = 4
@@ -34,14 +36,13 @@ class Method(NamedTuple):
     """A way to train without waiting: how far stages predict, which weights backwards get."""
 
     predicts: bool
-    backward: Literal["current", "forward"]
+    backward: Backward
 
 
 METHODS = {
-    "PipeOptim": Method(True, "current"),
-    "predicted for both": Method(True, "forward"),
-    "PipeDream": Method(False, "forward"),
-    "stale gradients": Method(False, "current"),
+    name: Method(each.options.get("predicts", False), each.options["backward"])
+    for name, each in entrants(*PIPELINED).items()
+    if "backward" in each.options  # the others wait
 }
 
 
