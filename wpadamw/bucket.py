@@ -15,7 +15,10 @@ import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from wpadamw import layout
 
 from wpadamw._backends.interface import Backend, Completed, Gradients, Rows
 from wpadamw.bucket_state import BucketState
@@ -149,6 +152,24 @@ class Bucket(BucketState):
             self.restore()
         else:
             self.predict(settings)
+
+    def true_weights(self) -> list[Tensor]:
+        """The memory of the true weights, which parameters hold now, of the parameters' shapes."""
+        dense = self.tensors.params if self.tensors.weight is None else self.tensors.weight
+        pairs = zip(self.params, dense, strict=True)
+        return [torch.view_as_complex(w) if param.is_complex() else w for param, w in pairs]
+
+    def rewrite(self, values: list[Tensor | None]) -> None:
+        """Gives true weights, which parameters hold now, other values; None leaves one as it is."""
+        targets, sources = [], []
+        for i, value in enumerate(values):
+            if value is not None:
+                held = [] if self.copies is not None else [self.tensors.params[i]]
+                weight = [] if self.tensors.weight is None else [self.tensors.weight[i]]
+                targets += [*held, *weight]
+                sources += [layout.as_real(value)] * len([*held, *weight])
+        torch._foreach_copy_(targets, sources)
+        self.finish_write()
 
     # Frozen parameters.
 

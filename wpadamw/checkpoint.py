@@ -22,7 +22,7 @@ from wpadamw.checks import (
     why_no_memory,
 )
 from wpadamw.flat_state import StateDict
-from wpadamw.rules.rule import Rule, all_rules, relatives
+from wpadamw.rules.rule import Rule, Rules, all_rules, relatives
 from wpadamw.saved_values import read_prediction, read_step, read_tensor
 
 
@@ -31,7 +31,7 @@ def read(
     groups: Sequence[Group],
     options: Iterable[str],
     original: type[torch.optim.Optimizer],
-    rule_of: Callable[[Group], Rule],
+    rules_of: Callable[[Group], Rules],
 ) -> tuple[list[Group], dict[Tensor, StateDict]]:
     """Copies of the saved groups with these groups' parameters, and the parameters' states.
 
@@ -42,17 +42,17 @@ def read(
         groups: the groups of the optimizer that loads.
         options: the names of its options.
         original: the optimizer whose checkpoints are read, too.
-        rule_of: tells the update rule of a group.
+        rules_of: tells the update rules of a group.
 
     Raises:
         ValueError: for anything that does not fit, by its name.
     """
     read = _read_groups(state_dict.get("param_groups"), groups, options)
-    rules = [rule_of(group) for group in read]
+    rules = [rules_of(group) for group in read]
     saved_groups = state_dict["param_groups"]
-    for i, (saved, group, rule) in enumerate(zip(saved_groups, read, rules, strict=True)):
+    for i, (saved, group, of) in enumerate(zip(saved_groups, read, rules, strict=True)):
         where = f"state_dict['param_groups'][{i}]"
-        _check_rule(saved, group, options, original, rule, where)
+        _check_rule(saved, group, options, original, of, where)
     return read, _read_state(state_dict.get("state"), saved_groups, read, rules)
 
 
@@ -117,19 +117,20 @@ def _check_rule(
     read: Group,
     options: Iterable[str],
     original: type[torch.optim.Optimizer],
-    rule: Rule,
+    rules: Rules,
     where: str,
 ) -> None:
-    found = saved.get("rule", rule.name)
-    if not isinstance(found, str) or found != rule.name:
-        raise ValueError(f"{where} is of rule {found!r:.200}, not of {rule.name!r}")
+    name = rules.main.name
+    found = saved.get("rule", name)
+    if not isinstance(found, str) or found != name:
+        raise ValueError(f"{where} is of rule {found!r:.200}, not of {name!r}")
     drop_implied(read, options, original)
-    for name in foreign_options(read, options):
+    for option in foreign_options(read, options):
         raise ValueError(
-            f"{where} has {name!r}: it is of another rule than {rule.name!r}, whose options are "
+            f"{where} has {option!r}: it is of another rule than {name!r}, whose options are "
             f"{', '.join(options)}"
         )
-    check_backup(read, rule)
+    check_backup(read, rules)
 
 
 def _copied(value: Any) -> Any:
@@ -140,7 +141,7 @@ def _read_state(
     saved: Any,
     saved_groups: Sequence[Group],
     groups: Sequence[Group],
-    rules: Sequence[Rule],
+    rules: Sequence[Rules],
 ) -> dict[Tensor, StateDict]:
     """The saved per-parameter states.
 
@@ -158,12 +159,12 @@ def _read_state(
     state: dict[Tensor, StateDict] = {}
     unread = dict(saved)
     _check_keys([key for group in saved_groups for key in group["params"]])
-    for theirs, ours, rule in zip(saved_groups, groups, rules, strict=True):
+    for theirs, ours, of in zip(saved_groups, groups, rules, strict=True):
         for key, param in zip(theirs["params"], ours["params"], strict=True):
             entry = unread.pop(key, None)
             if not _is_empty(entry):
                 where = f"state_dict['state'][{key!r}]"
-                state[param] = _read_entry(where, entry, theirs, param, rule)
+                state[param] = _read_entry(where, entry, theirs, param, of.of(param))
     if unread:
         raise ValueError(
             f"state_dict['state'] has an entry of no parameter: {next(iter(unread))!r}"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw.compat import warn_caller
-from wpadamw.rules.rule import MAX_ROLLOUT, Rule
+from wpadamw.rules.rule import MAX_ROLLOUT, Rules
 
 Group = dict[str, Any]
 
@@ -108,10 +108,10 @@ def check_in_step(group: Group) -> None:
         raise ValueError("predict_in_step must be True with compute copies, got False")
 
 
-def check_step(group: Group, options: Iterable[str], rule_of: Callable[[Group], Rule]) -> None:
+def check_step(group: Group, options: Iterable[str], rules_of: Callable[[Group], Rules]) -> None:
     """Raises ValueError for hyper-parameters with which no step can be taken."""
     check_running(group, options)
-    check_recoverable(group, rule_of(group))
+    check_recoverable(group, rules_of(group))
 
 
 def check_mode(group: Group, where: str = "") -> None:
@@ -265,26 +265,28 @@ def why_no_memory(param: Tensor) -> str | None:
     return None
 
 
-def check_backup(group: Group, rule: Rule) -> None:
+def check_backup(group: Group, rules: Rules) -> None:
     """Raises ValueError for parameters and rules that need a backup, if there is none."""
     if group["backup"]:
         return
     narrow = [p.dtype for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)]
     if narrow:
         raise ValueError(f"backup=False needs float32 or float64 params, got {narrow[0]}")
-    if not rule.can_recover():
-        raise ValueError(
-            "backup=False needs a rule whose predictions can be solved for the weights, got "
-            f"rule {rule.name!r}"
-        )
+    for rule in rules:
+        if not rule.can_recover():
+            raise ValueError(
+                "backup=False needs a rule whose predictions can be solved for the weights, got "
+                f"rule {rule.name!r}"
+            )
 
 
-def check_recoverable(group: Group, rule: Rule) -> None:
+def check_recoverable(group: Group, rules: Rules) -> None:
     """Raises ValueError where true weights cannot be computed from predicted ones."""
-    check_backup(group, rule)
+    check_backup(group, rules)
     lr = group["lr"]
     must_not_wait = isinstance(lr, Tensor) and layout.host_must_not_wait(lr.device)
     if group["backup"] or (must_not_wait and group["capturable"]):
         return
-    if (reason := rule.why_not_recoverable(group, float(lr))) is not None:
-        raise ValueError(f"backup=False {reason}")
+    for rule in rules:
+        if (reason := rule.why_not_recoverable(group, float(lr))) is not None:
+            raise ValueError(f"backup=False {reason}")

@@ -54,15 +54,16 @@ def _modes(plans: Sequence[GroupPlan], found: list[_Found], is_newer: bool) -> l
 
 
 def _identify(plan: GroupPlan) -> _Found:
-    settings = plan.host_settings()
-    return [
-        (bucket, identify.identify(bucket, range(len(bucket.params)), settings, is_loading=True))
-        for bucket in plan.buckets
-    ]
+    found = []
+    for bucket in plan.buckets:
+        settings = plan.host_settings(bucket.rule)
+        everything = range(len(bucket.params))
+        found.append((bucket, identify.identify(bucket, everything, settings, is_loading=True)))
+    return found
 
 
 def _settle(plan: GroupPlan, found: _Found, is_newer: bool) -> Foreign:
-    settings, mode = plan.host_settings(), plan.group["weights_are"]
+    mode = plan.group["weights_are"]
     foreign: Foreign = []
     for bucket, of_bucket in found:
         unknown = [i for i, kind in of_bucket.items() if kind.is_foreign]
@@ -70,6 +71,7 @@ def _settle(plan: GroupPlan, found: _Found, is_newer: bool) -> Foreign:
             foreign.append((plan.group, [bucket.params[i] for i in unknown]))
         else:  # older than the file: the file's weights take their place
             of_bucket = {i: kind for i, kind in of_bucket.items() if i not in unknown}
+        settings = plan.host_settings(bucket.rule)
         identify.settle(bucket, of_bucket, mode, settings, is_loading=True)
     return foreign
 

@@ -168,8 +168,11 @@ class Modes(Saving):
         """
         chosen = self._chosen(group)
         for each in chosen:
-            if not (rule := self._rule(each)).has_time:
-                raise RuntimeError(f"reset_time needs bias corrections, got rule {rule.name!r}")
+            rules = self._rules(each)
+            if not any(rule.has_time for rule in rules):
+                raise RuntimeError(
+                    f"reset_time needs bias corrections, got rule {rules.main.name!r}"
+                )
         self._put_in_order()
         for each in chosen:
             for bucket in self._plan(each).buckets:
@@ -210,7 +213,7 @@ class Modes(Saving):
             if self._keeping.copies is not None:
                 check_in_step(self.param_groups[-1])
             check_arguments(self.param_groups[-1], self.original)
-            check_recoverable(self.param_groups[-1], self._rule(self.param_groups[-1]))
+            check_recoverable(self.param_groups[-1], self._rules(self.param_groups[-1]))
         except BaseException:
             self.param_groups.pop()
             raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from wpadamw.averages import Averages
 from wpadamw.checks import (
     Group,
     check_arguments,
@@ -22,7 +23,6 @@ from wpadamw.compat import (
     needs_profiled_step,
     outside_inference_mode,
 )
-from wpadamw.modes import Modes
 from wpadamw.plan import GroupPlan
 from wpadamw.rules.squares import Squares
 from wpadamw.scaling import Scaling, clip
@@ -34,7 +34,7 @@ _OF_OPTIMIZER = ("amp", "backend", "compute_dtype")
 _NO_OPTIONS = ("self", "params", "__class__", *_OF_OPTIMIZER)
 
 
-class WeightPrediction(Modes):
+class WeightPrediction(Averages):
     """Base class: an update rule with parameters that can hold predicted weights."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ class WeightPrediction(Modes):
             if plan is None:
                 return []
             plan.check()
-            if not plan.stands(self._rule(group), self.state):
+            if not plan.stands(self._rules(group), self.state):
                 return []
             found.append(plan)
         return found
@@ -207,7 +207,7 @@ class WeightPrediction(Modes):
         plan = self._plans.of(group)
         if plan is not None:
             check_mode(group)
-            grads = plan.quick_look(self._rule(group), self.state)
+            grads = plan.quick_look(self._rules(group), self.state)
             if grads is not None:
                 return GroupStep(plan, grads, scaling)
         plan = self._refreshed(group)

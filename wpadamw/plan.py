@@ -18,7 +18,7 @@ from wpadamw.compare import unexpected
 from wpadamw.copies import Copies
 from wpadamw.copy_bucket import CopyBucket
 from wpadamw.flat_state import StateDict, are_same, holds
-from wpadamw.rules.rule import Rule, Settings, num_looks
+from wpadamw.rules.rule import Rule, Rules, Settings, num_looks
 from wpadamw.standing import Standing
 
 # Values of options that cannot change in place.
@@ -42,12 +42,12 @@ class GroupPlan:
         self,
         group: Group,
         options: Iterable[str],
-        rule: Rule,
+        rules: Rules,
         backend_name: str,
         amp: bool,
         copies: Copies | None = None,
     ) -> None:
-        self.group, self.options, self.rule = group, options, rule
+        self.group, self.options, self.rules = group, options, rules
         self.backend_name, self.amp = backend_name, amp
         self.is_capturable: bool = group["capturable"]
         self.copies = copies
@@ -59,7 +59,8 @@ class GroupPlan:
         self.served = _Served([], list(self.params), [])
         self.standings: list[Standing] | None = None
         self.are_fixed = False  # objects that cannot change and remain the same
-        self.known_settings: Settings | None = None  # of the hyper-parameters that were checked
+        # By rule, of the hyper-parameters that were checked.
+        self.known_settings: dict[Rule, Settings] = {}
         self.checked: list[Any] = []  # the hyper-parameters that were looked at last
 
     @property
@@ -67,10 +68,10 @@ class GroupPlan:
         """The buckets of the parameters that have state."""
         return self.served.buckets
 
-    def fits(self, group: Group, rule: Rule, copies: Copies | None) -> bool:
-        """Whether the plan was made for these parameters, this rule and these copies."""
+    def fits(self, group: Group, rules: Rules, copies: Copies | None) -> bool:
+        """Whether the plan was made for these parameters, these rules and these copies."""
         return (
-            self.rule is rule
+            self.rules == rules
             and self.copies is copies
             and self.wants_backup == group["backup"]
             and self.is_capturable == group["capturable"]
@@ -83,11 +84,11 @@ class GroupPlan:
         values = list(map(self.group.get, self.options))
         if not (self.are_fixed and are_same(values, self.checked)):
             check_running(self.group, self._changed(values))
-            check_recoverable(self.group, self.rule)
+            check_recoverable(self.group, self.rules)
             if self.copies is not None:
                 check_in_step(self.group)
             self.are_fixed = _FIXED.issuperset(map(type, values))
-            self.checked, self.known_settings = values, None
+            self.checked, self.known_settings = values, {}
 
     def _changed(self, values: list[Any]) -> Iterable[str]:
         """Options that have to be looked at: a scheduler changes one in every step."""
@@ -96,12 +97,12 @@ class GroupPlan:
         triples = zip(self.options, values, self.checked, strict=True)
         return [name for name, value, known in triples if value is not known]
 
-    def stands(self, rule: Rule, state: AllStates) -> bool:
+    def stands(self, rules: Rules, state: AllStates) -> bool:
         """Whether nothing but gradients has changed, and `standing_step` may follow."""
         target = self.mode_after_step()
         if self.standings is None or self.group["weights_are"] != target:
             return False
-        if not self._serves_as_before(rule, state):
+        if not self._serves_as_before(rules, state):
             return False
         for standing in self.standings:
             bucket = standing.bucket
@@ -122,21 +123,22 @@ class GroupPlan:
     def standing_step(self) -> None:
         """A step over all buckets, after `stands` has said yes."""
         assert self.standings is not None
-        settings, group = self.checked_settings(), self.group
+        factor = -1.0 if self.group["maximize"] else 1.0
         for standing in self.standings:
-            standing.step(settings, -1.0 if group["maximize"] else 1.0, group["predict_in_step"])
+            settings = self.checked_settings(standing.bucket.rule)
+            standing.step(settings, factor, self.group["predict_in_step"])
 
-    def quick_look(self, rule: Rule, state: AllStates) -> list[list[Gradients]] | None:
+    def quick_look(self, rules: Rules, state: AllStates) -> list[list[Gradients]] | None:
         """Each bucket's gradients, if all else is as the last own write has left it; else None."""
         mode = self.group["weights_are"]
-        if not self._serves_as_before(rule, state):
+        if not self._serves_as_before(rules, state):
             return None
         looks = [b.quick_look() if b.holds_all(mode) else None for b in self.buckets]
         return None if None in looks else cast(list[list[Gradients]], looks)
 
-    def _serves_as_before(self, rule: Rule, state: AllStates) -> bool:
-        """Whether parameters, rule and state dicts are those of the last look."""
-        is_same = self.fits(self.group, rule, self.copies) and holds([state], self.served.states)
+    def _serves_as_before(self, rules: Rules, state: AllStates) -> bool:
+        """Whether parameters, rules and state dicts are those of the last look."""
+        is_same = self.fits(self.group, rules, self.copies) and holds([state], self.served.states)
         return is_same and not self.starting()
 
     def refresh(self, state: AllStates) -> None:
@@ -154,26 +156,26 @@ class GroupPlan:
             waiting = [param for param in waiting if state.get(param)]
             self._serve(waiting, stale, state)
 
-    def settings(self) -> Settings:
-        """The group's hyper-parameters of this moment, as its rule names them.
+    def settings(self, rule: Rule) -> Settings:
+        """The group's hyper-parameters of this moment, as a rule names them.
 
         The lr remains a tensor where the host must not wait for it.
         """
         lr = self.group["lr"]
         would_wait = isinstance(lr, Tensor) and layout.host_must_not_wait(lr.device)
         if would_wait and all(bucket.counts_on_device for bucket in self.buckets):
-            return self.rule.settings(self.group, lr)
-        return self.host_settings()
+            return rule.settings(self.group, lr)
+        return self.host_settings(rule)
 
-    def host_settings(self) -> Settings:
+    def host_settings(self, rule: Rule) -> Settings:
         """The same in numbers, for which the host waits."""
-        return self.rule.settings(self.group, float(self.group["lr"]))
+        return rule.settings(self.group, float(self.group["lr"]))
 
-    def checked_settings(self) -> Settings:
+    def checked_settings(self, rule: Rule) -> Settings:
         """The same, after `check` has looked at it."""
-        if self.known_settings is None:
-            self.known_settings = self.host_settings()
-        return self.known_settings
+        if rule not in self.known_settings:
+            self.known_settings[rule] = self.host_settings(rule)
+        return self.known_settings[rule]
 
     def is_frozen_anew(self) -> bool:
         """Whether other parameters are frozen than at the last look."""
@@ -183,7 +185,7 @@ class GroupPlan:
         """Has frozen parameters hold true weights, until they are trained again."""
         for bucket in self.buckets:
             if bucket.is_frozen_anew():
-                bucket.follow_freezing(self.settings())
+                bucket.follow_freezing(self.settings(bucket.rule))
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""
@@ -228,7 +230,7 @@ class GroupPlan:
         kind = Bucket if self.copies is None else CopyBucket
         return kind(
             params,
-            self.rule,
+            self.rules.of(params[0]),
             self.has_backup,
             backend,
             states,
@@ -243,7 +245,8 @@ class GroupPlan:
         by_kind: dict[object, list[Tensor]] = {}
         for param in params:
             of_copy = self.copies and self.copies.kind_of(param).dtype
-            by_kind.setdefault((param.device, param.dtype, of_copy), []).append(param)
+            kind = (param.device, param.dtype, of_copy, self.rules.of(param))
+            by_kind.setdefault(kind, []).append(param)
         return list(by_kind.values())
 
     @property

@@ -91,7 +91,7 @@ class Saving(Upkeep):
         if self._keeping.copies is not None:
             state_dict = checkpoint.for_copies(state_dict)
         groups, state = checkpoint.read(
-            state_dict, self.param_groups, self.defaults, self.original, self._rule
+            state_dict, self.param_groups, self.defaults, self.original, self._rules
         )
         self._replace(defaultdict(dict, state), groups)
         if self._keeping.copies is not None:

@@ -20,7 +20,7 @@ from wpadamw.compat import (
 )
 from wpadamw.copies import Copies, Keeping, Kind, check_compute_dtype
 from wpadamw.plan import GroupPlan
-from wpadamw.rules.rule import Rule
+from wpadamw.rules.rule import Rule, Rules
 from wpadamw.scaling import Clipping
 from wpadamw.sums import GradientSums
 
@@ -100,6 +100,13 @@ class Serving(Optimizer):
         """The update rule of a group."""
         raise NotImplementedError
 
+    def _rule_of_rest(self, group: Group) -> Rule:
+        """That of parameters of the group that are no matrices."""
+        return self._rule(group)
+
+    def _rules(self, group: Group) -> Rules:
+        return Rules(self._rule(group), self._rule_of_rest(group))
+
     def _params(self) -> list[Tensor]:
         """The parameters of all groups."""
         return [param for group in self.param_groups for param in group["params"]]
@@ -110,7 +117,7 @@ class Serving(Optimizer):
         """The group's plan, fit for the parameters and state of this moment."""
         check_mode(group)
         plan, copies = self._plans.of(group), self._copies()
-        if plan is None or not plan.fits(group, self._rule(group), copies):
+        if plan is None or not plan.fits(group, self._rules(group), copies):
             if plan is None and copies is not None:
                 plan = self._new_plan(group, None)  # knows the way back from predictions
             if plan is not None:
@@ -130,7 +137,7 @@ class Serving(Optimizer):
 
     def _new_plan(self, group: Group, copies: Copies | None) -> GroupPlan:
         options = tuple(self.defaults)
-        return GroupPlan(group, options, self._rule(group), self._backend, self._amp, copies)
+        return GroupPlan(group, options, self._rules(group), self._backend, self._amp, copies)
 
     def _leave(self, plan: GroupPlan) -> None:
         """Goes to true weights by the options under which the predictions were made."""
@@ -147,7 +154,7 @@ class Serving(Optimizer):
             if written := bucket.written_outside():
                 self._settle(bucket, written, group)
             if not bucket.holds_all(group["weights_are"]):  # an operation was interrupted
-                bucket.move(group["weights_are"], plan.settings())
+                bucket.move(group["weights_are"], plan.settings(bucket.rule))
         return plan
 
     def _check_running(self, group: Group) -> None:
@@ -155,7 +162,7 @@ class Serving(Optimizer):
         if (plan := self._plans.of(group)) is not None:
             plan.check()
         else:
-            check_step(group, self.defaults, self._rule)
+            check_step(group, self.defaults, self._rules)
             if self._keeping.copies is not None:
                 check_in_step(group)
 
@@ -175,7 +182,7 @@ class Serving(Optimizer):
 
     def _settle(self, bucket: Bucket, indices: list[int], group: Group) -> None:
         """Brings parameters that others wrote to into the group's mode."""
-        settings = self._rule(group).settings(group, float(group["lr"]))
+        settings = bucket.rule.settings(group, float(group["lr"]))
         found = identify.identify(bucket, indices, settings)
         identify.settle(bucket, found, group["weights_are"], settings)
         self._warn([(group, [bucket.params[i] for i, kind in found.items() if kind.is_foreign])])

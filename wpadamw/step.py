@@ -20,11 +20,12 @@ class GroupStep(NamedTuple):
 
     def run(self) -> None:
         """Fails only where it is interrupted; otherwise the group ends wholly in one mode."""
-        group, settings = self.plan.group, self.plan.settings()
+        group = self.plan.group
         target = self.plan.mode_after_step()
         if target == "predicted":
             group["weights_are"] = target  # "true" is said only where all parameters are
         for bucket, grads in zip(self.plan.buckets, self.grads, strict=True):
+            settings = self.plan.settings(bucket.rule)
             if not bucket.holds_all(target) and self._may_skip_some(grads):
                 # Parameters without an update follow the mode all the same.
                 bucket.move(target, settings)

@@ -66,7 +66,7 @@ class Upkeep(Serving):
             if not is_capturing():
                 plan.follow_freezing()
         for bucket in moving:
-            bucket.move(mode, plan.settings())
+            bucket.move(mode, plan.settings(bucket.rule))
         group["weights_are"] = mode
         self._plans.is_interrupted = False
         self._clients.has_shown_true |= mode == "true"

@@ -154,6 +154,17 @@ class Rule:
         return type(self).recover is not Rule.recover
 
 
+class Rules(NamedTuple):
+    """The rules of a group: mostly the same for all of its parameters."""
+
+    main: Rule  # of matrices; its name is that of the group
+    rest: Rule  # of parameters that are none
+
+    def of(self, param: Tensor) -> Rule:
+        """The rule of a parameter."""
+        return self.main if param.ndim == 2 else self.rest
+
+
 def all_rules(kind: type[Rule] = Rule) -> list[type[Rule]]:
     """The rules that have been imported."""
     return [rule for sub in kind.__subclasses__() for rule in (sub, *all_rules(sub))]
