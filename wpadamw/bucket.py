@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from wpadamw import layout
-
 from wpadamw._backends.interface import Backend, Completed, Gradients, Rows
 from wpadamw.bucket_state import BucketState
 from wpadamw.checks import Mode
