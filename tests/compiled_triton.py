@@ -201,7 +201,8 @@ def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], A
     predictions = torch.zeros(1, 1 + width - num_step, dtype=torch.float64)
     hyper = torch.zeros(len(rule.Hyper._fields), dtype=torch.float64)
     shares, has_grad = torch.ones(1, dtype=torch.float64), torch.zeros(1).bool()
-    ledger = LedgerTensors(torch.zeros(1), predictions, hyper, shares, has_grad, rows)
+    sums = torch.zeros(rule.num_terms, 1, dtype=torch.float64)
+    ledger = LedgerTensors(torch.zeros(1), predictions, hyper, shares, has_grad, sums, rows)
     return lambda: kernels.advance(ledger, operation, flag)
 
 

@@ -148,6 +148,7 @@ class CudaCalls(Calls):
             "hyper": numbers("hyper", HYPER_BYTES),
             "shares": numbers("shares", 8),
             "has_grad": add("has_grad", b"\1" * n),
+            "sums": 0,
             "scalars": numbers("rows of the ledger", 2 * n * ROW_BYTES),
             "index": add("index of the ledger", bytes(2 * n * 4)),
         }

@@ -10,11 +10,16 @@ import functools
 import math
 from typing import Any, ClassVar
 
+import torch
+
+from wpadamw.rules.summing import total
+
 
 class Slow:
     """One element, in the order of the numerical contract; ``fl`` rounds to a dtype."""
 
     state_names: ClassVar[tuple[str, ...]]
+    sums: tuple[float, ...] = ()  # of the terms of all elements
 
     def __init__(self, fl: Any, w: float, options: dict[str, Any]) -> None:
         self.fl, self.w, self.k, self.options = fl, w, 0, options
@@ -22,7 +27,13 @@ class Slow:
 
     def step(self, g: float) -> None:
         self.k += 1
-        self.update(-g if self.options["maximize"] else g)
+        self.update(self.signed(g))
+
+    def signed(self, g: float) -> float:
+        return -g if self.options["maximize"] else g
+
+    def terms(self, g: float) -> tuple[float, ...]:
+        return ()
 
     def rounded(self, **scalars: float) -> Any:
         return type("Scalars", (), {name: self.fl(value) for name, value in scalars.items()})
@@ -260,6 +271,67 @@ class SlowAdaPlus(SlowNAdamW, SlowAdaBelief):
 
 class SlowAdaPlusAMSGrad(SlowLargest, SlowAdaPlus):
     state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+class SlowVRAdam(SlowAdamW):
+    def terms(self, g: float) -> tuple[float, ...]:
+        m = self.mean(g, self.rounded(one_minus_beta1=1 - self.options["betas"][0]))
+        return (self.fl(m * m),)
+
+    def share_of_lr(self) -> float:
+        o = self.options
+        return 1 / (1 + min(o["beta3"] * self.sums[0], o["lr_cutoff"]))
+
+    def scalars(self) -> Any:
+        o, share = self.options, self.share_of_lr()
+        c = super().scalars()
+        size = o["lr"] / (1 - o["betas"][0] ** self.k)
+        c.decay = self.fl(1 - (1 - (1 - o["lr"] * o["weight_decay"])) * share)
+        c.step_size = self.fl(size * share)
+        return c
+
+    def look(self, ahead: int = 0, share: float = 0.0) -> Any:
+        o, k, beta1 = self.options, self.k + ahead, self.options["betas"][0]
+        decay = o["weight_decay"] if o["predict_decay"] else 0.0
+        look = super().look(ahead, share)
+        look.decay = self.fl(1 - (1 - (1 - share * o["lr"] * decay)) * self.share_of_lr())
+        size = share * o["lr"] * beta1**ahead / (1 - beta1**k)
+        look.size = self.fl(size * self.share_of_lr())
+        return look
+
+
+class SlowMARS(SlowAdamW):
+    state_names = ("exp_avg", "last_grad", "exp_avg_sq")
+
+    def corrected(self, g: float) -> float:
+        fl, beta1 = self.fl, self.options["betas"][0]
+        size = fl(self.options["gamma"] * beta1 / (1 - beta1))
+        return fl(fl(fl(g - self.state["last_grad"]) * size) + g)
+
+    def terms(self, g: float) -> tuple[float, ...]:
+        c = self.corrected(g)
+        return (self.fl(c * c),)
+
+    def decayed(self, g: float, c: Any) -> float:
+        clip = self.fl(1 / max(1.0, math.sqrt(self.sums[0])))
+        clipped, self.state["last_grad"] = self.fl(self.corrected(g) * clip), g
+        return clipped
+
+    def moments(self, g: float, c: Any) -> None:
+        fl = self.fl
+        self.state["exp_avg"], v = self.mean(g, c), self.state["exp_avg_sq"]
+        self.state["exp_avg_sq"] = fl(fl(v * c.beta2) + fl(fl(g * g) * c.one_minus_beta2))
+
+
+def step_all(elements: list[Slow], grads: list[float], dtype: torch.dtype) -> None:
+    """A step of a tensor of these elements."""
+    terms = [e.terms(e.signed(g)) for e, g in zip(elements, grads, strict=True)]
+    sums = [
+        float(total(torch.tensor(of_term, dtype=dtype))) for of_term in zip(*terms, strict=True)
+    ]
+    for element, g in zip(elements, grads, strict=True):
+        element.sums = tuple(sums)
+        element.step(g)
 
 
 class SlowSGD(Slow):

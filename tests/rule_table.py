@@ -17,11 +17,23 @@ from oracles import (
     SlowAdaPlus,
     SlowAdaPlusAMSGrad,
     SlowAMSGrad,
+    SlowMARS,
     SlowNAdamW,
     SlowSGD,
+    SlowVRAdam,
 )
 
-from wpadamw import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPAdaPlus, WPNAdamW
+from wpadamw import (
+    WPMARS,
+    WPSGD,
+    WPAdaBelief,
+    WPAdam,
+    WPAdaM3,
+    WPAdamW,
+    WPAdaPlus,
+    WPNAdamW,
+    WPVRAdam,
+)
 from wpadamw.rules import adamw, amsgrad, nadamw, sgd
 from wpadamw.rules.adabelief import AdaBelief
 from wpadamw.rules.adabelief_amsgrad import AdaBeliefAMSGrad
@@ -31,7 +43,9 @@ from wpadamw.rules.adam3_amsgrad import AdaM3AMSGrad
 from wpadamw.rules.adam_amsgrad import AdamAMSGrad
 from wpadamw.rules.adaplus import AdaPlus
 from wpadamw.rules.adaplus_amsgrad import AdaPlusAMSGrad
+from wpadamw.rules.mars import MARS
 from wpadamw.rules.rule import Rule
+from wpadamw.rules.vradam import VRAdam
 
 
 class RuleCase(NamedTuple):
@@ -74,6 +88,8 @@ def _cases() -> dict[str, RuleCase]:
         ("adaplus", AdaPlus, WPAdaPlus, SlowAdaPlus, {}),
         ("adaplus-inner-eps", AdaPlus, WPAdaPlus, SlowAdaPlus, {"outer_eps": False}),
         ("adaplus-amsgrad", AdaPlusAMSGrad, WPAdaPlus, SlowAdaPlusAMSGrad, amsgrad_on),
+        ("vradam", VRAdam, WPVRAdam, SlowVRAdam, {"norm_scope": "tensor", "beta3": 1e-3}),
+        ("mars", MARS, WPMARS, SlowMARS, {"optimize_1d": True, "gamma": 0.1}),
     ]
     return {name: RuleCase(rule, make, slow, {**_ADAM, **o}) for name, rule, make, slow, o in rows}
 

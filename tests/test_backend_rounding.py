@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from wpadamw import WPAdamW
 from wpadamw._backends import cpp
-from wpadamw.ledger import no_rows
+from wpadamw.records import no_rows
 from wpadamw.rules.adamw import AdamW
 
 pytestmark = needs_cpp

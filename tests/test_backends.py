@@ -32,7 +32,7 @@ from rule_table import RULES
 import wpadamw
 from wpadamw import WPAdamW
 from wpadamw._backends import cpp
-from wpadamw.ledger import no_rows
+from wpadamw.records import no_rows
 from wpadamw.rules.adamw import AdamW
 
 pytestmark = needs_cpp

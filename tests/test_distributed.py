@@ -59,6 +59,26 @@ def check_ddp_that_is_attached():
         torch.testing.assert_close(ours, theirs)
 
 
+def check_norms_over_shards():
+    """Of VRAdam over a group, and of MARS over each matrix; the norms are within their bounds."""
+    from torch.distributed.fsdp import fully_shard
+
+    makers = (
+        lambda params: wpadamw.WPVRAdam(params, lr=1e-2, beta3=30.0, lr_cutoff=50.0),
+        lambda params: wpadamw.WPMARS(params, lr=1e-2, gamma=0.3),
+    )
+    for make in makers:
+        models = network(), network()
+        fully_shard(models[0])
+        opts = [make(model.parameters()) for model in models]
+        for model, opt in zip(models, opts, strict=True):
+            for k in range(5):
+                train(model, opt, [k])
+            opt.eval()
+        for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(ours.full_tensor(), theirs, rtol=1e-5, atol=1e-6)
+
+
 def check_sharded_before_and_after():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -83,6 +103,7 @@ def test_wrapped_models_follow_their_mode():
         check_ddp_around_an_attached_model,
         check_ddp_that_is_attached,
         check_sharded_before_and_after,
+        check_norms_over_shards,
     )
 
 

@@ -99,7 +99,9 @@ def test_tensors_without_elements_need_no_address(has_weights, extension, cuda_e
     cuda.call("run_rows", scalars=0, index=0)
     cuda.sums_bucket = cuda.call("Bucket", **cuda.of_sums, chunks=0, num_chunks=0, num_tensors=0)
     cuda.call("sums", scalars=0, index=0, partial=0, out=0)
-    cuda.call("advance", num_tensors=0, steps=0, predictions=0, hyper=0, shares=0, has_grad=0)
+    cuda.call(
+        "advance", num_tensors=0, steps=0, predictions=0, hyper=0, shares=0, has_grad=0, sums=0
+    )
 
 
 # Rules.

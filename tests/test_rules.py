@@ -12,6 +12,7 @@ import torch
 from helpers import assert_same_bits, load_mid_training, mid_training_state, needs_cpp, wide
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import step_all
 from rule_table import RULES
 
 from wpadamw import WPAdamW
@@ -46,7 +47,7 @@ def test_steps_and_predictions_follow_the_formulas_to_the_bit(case, options, dty
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
-@pytest.mark.parametrize("name", ["adamw", "adabelief", "adabelief-fixed-decay"])
+@pytest.mark.parametrize("name", ["adamw", "adabelief", "adabelief-fixed-decay", "vradam"])
 def test_predictions_may_leave_the_decay_out(name, dtype, generator):
     check_formulas(RULES[name], dtype, generator, predict_decay=False)
 
@@ -56,8 +57,7 @@ def check_formulas(case, dtype, generator, **options):
     for _ in range(STEPS):
         param.grad = wide(300, dtype, generator)
         optimizer.step()
-        for element, g in zip(slow, param.grad.tolist(), strict=True):
-            element.step(g)
+        step_all(slow, param.grad.tolist(), dtype)
         want = torch.tensor([element.predicted() for element in slow], dtype=dtype)
         assert_same_bits("predicted", param, want)
         optimizer.restore()
@@ -74,8 +74,8 @@ def test_restoring_without_backup_follows_the_formula_to_the_bit(case, dtype, ge
     for _ in range(STEPS):
         param.grad = wide(300, dtype, generator)
         optimizer.step()
-        for element, g in zip(slow, param.grad.tolist(), strict=True):
-            element.step(g)
+        step_all(slow, param.grad.tolist(), dtype)
+        for element in slow:
             element.w = element.recovered(element.predicted())
     optimizer.restore()
     want = torch.tensor([element.w for element in slow], dtype=dtype)

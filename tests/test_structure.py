@@ -125,7 +125,7 @@ LAYERS = [
     {"upkeep"},
     {"optimizer"},
     {"optimizers"},
-    {"attach", "cli", "integrations", "pipeline", "__main__"},
+    {"attach", "cli", "integrations", "laperm", "pipeline", "__main__"},
 ]
 
 

@@ -62,15 +62,11 @@ def test_the_tree_is_by_halves_then_in_order():
     assert float(total(terms)) == expected
 
 
-class SquaresOfTensors(Squares):
-    scope = "tensor"
-
-
 def test_sums_go_over_each_tensor_or_over_all_of_them():
     params = [*parameters(), *parameters(torch.float64)]
-    rules = SquaresOfTensors(), Squares()
-    each, whole = (GradientSums(rule, params, "auto").sums() for rule in rules)
-    assert (each.shape, whole.shape) == ((1, len(params)), (1, 1))
+    sums = GradientSums(Squares(), params, "auto")
+    each, whole = sums.of_each(), sums.total()
+    assert (each.shape, whole.shape) == ((1, len(params)), (1,))
     assert each[0].tolist() == [float(total(p.grad * p.grad)) for p in params]
     assert float(whole) == float(in_order(each[0]))
 

@@ -155,7 +155,8 @@ def random_ledger(rule, hyper, shares):
     has_grad = torch.rand(num_params, generator=generator) < 0.7
     hyper, shares = (torch.tensor(numbers, dtype=torch.float64) for numbers in (hyper, shares))
     rows = Rows(scalars, index)
-    return LedgerTensors(counts.float(), predictions, hyper, shares, has_grad, rows)
+    sums = torch.rand(rule.num_terms, num_params, dtype=torch.float64, generator=generator)
+    return LedgerTensors(counts.float(), predictions, hyper, shares, has_grad, sums, rows)
 
 
 def used_rows(ledger, num_step, is_step):
@@ -182,7 +183,7 @@ def test_advance_equals_the_specification(rule, hyper, operation, found_inf, num
     bucket = random_bucket(rule, torch.float32, True, [3], num_looks)
     triton.Kernels(bucket).advance(got, operation, flag)
     torch_ledger.advance(rule, want, operation, flag, torch.zeros((), dtype=torch.int64))
-    for name in ("steps", "predictions", "hyper", "shares", "has_grad"):
+    for name in ("steps", "predictions", "hyper", "shares", "has_grad", "sums"):
         assert_same_bits(name, getattr(got, name), getattr(want, name))
     assert_same_bits("index", got.rows.index, want.rows.index)
     if operation is not Operation.restore:

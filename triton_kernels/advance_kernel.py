@@ -27,6 +27,27 @@ def zeros_for(count, NUM_LOOK: tl.constexpr):
     return zeros
 
 
+@triton.jit
+def load_sums(sums, stride, mask, NUM_TERMS: tl.constexpr):
+    """The sum of each term."""
+    values = ()
+    for k in tl.static_range(NUM_TERMS):
+        values = values + (tl.load(sums + k * stride, mask),)  # noqa: RUF005
+    return values
+
+
+@triton.jit
+def keep_sums(sums, zeros, look, NUM_TERMS: tl.constexpr, NUM_LOOK: tl.constexpr):
+    """What a record without a prediction has behind its kind: sums, then zeros."""
+    kept = ()
+    for k in tl.static_range(NUM_LOOK):
+        number = zeros[k]
+        if k < NUM_TERMS:
+            number = tl.where(look == 0, sums[k], zeros[k])
+        kept = kept + (number,)  # noqa: RUF005 -- Triton has no unpacking
+    return kept
+
+
 @triton.jit(do_not_specialize=["num_tensors"])
 def advance_kernel(
     steps,
@@ -34,11 +55,14 @@ def advance_kernel(
     hyper,
     shares,
     has_grad,
+    sums,
     scalars,
     index,
     num_tensors,
     found_inf,
     SCALARS: tl.constexpr,
+    WITH_SUMS: tl.constexpr,
+    NUM_TERMS: tl.constexpr,
     NUM_HYPER: tl.constexpr,
     NUM_STEP: tl.constexpr,
     NUM_LOOK: tl.constexpr,
@@ -49,7 +73,7 @@ def advance_kernel(
 ):
     """The rows of an operation: of a step if it updates, else of a prediction, or of neither.
 
-    SCALARS is the rule's function.
+    SCALARS and WITH_SUMS are the rule's functions.
     """
     LOOKS: tl.constexpr = NUM_LOOKS * NUM_LOOK
     WIDTH: tl.constexpr = NUM_STEP + LOOKS
@@ -69,10 +93,16 @@ def advance_kernel(
         if found_inf is not None:
             where &= tl.load(found_inf + 0 * i) == 0
         tl.store(steps + i, count.to(tl.float32), where)
+    if UPDATE:
+        summed = load_sums(sums + i, num_tensors, mask, NUM_TERMS)
+    else:
+        summed = load_sums(record + 1, 1, mask, NUM_TERMS)
     for k in range(NUM_LOOKS):
         if UPDATE or PREDICT:
             numbers = load_row(hyper, None, NUM_HYPER, tl.float64)
             step, look = SCALARS(numbers, count, 0 * count + k, tl.load(shares + k))
+            if NUM_TERMS > 0:
+                step, look = WITH_SUMS(numbers, step, look, summed)
             if UPDATE:
                 store_row(row, step, mask & (k == 0), NUM_STEP)
         held = load_row(record + 1 + k * NUM_LOOK, mask, NUM_LOOK, tl.float64)
@@ -80,7 +110,7 @@ def advance_kernel(
         if UPDATE or PREDICT:
             zeros = zeros_for(count, NUM_LOOK)
             if UPDATE:
-                made = look if PREDICT else zeros
+                made = look if PREDICT else keep_sums(summed, zeros, k, NUM_TERMS, NUM_LOOK)
             else:
                 made = choose(is_first, zeros, look, NUM_LOOK)
                 look = choose(where, made, held, NUM_LOOK)

@@ -4,16 +4,30 @@ from importlib.metadata import version
 
 from wpadamw._backends import backends
 from wpadamw.attach import attach, refresh_batch_norm
-from wpadamw.optimizers import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPAdaPlus, WPNAdamW
+from wpadamw.laperm import LaPerm
+from wpadamw.optimizers import (
+    WPMARS,
+    WPSGD,
+    WPAdaBelief,
+    WPAdam,
+    WPAdaM3,
+    WPAdamW,
+    WPAdaPlus,
+    WPNAdamW,
+    WPVRAdam,
+)
 
 __all__ = [
+    "WPMARS",
     "WPSGD",
+    "LaPerm",
     "WPAdaBelief",
     "WPAdaM3",
     "WPAdaPlus",
     "WPAdam",
     "WPAdamW",
     "WPNAdamW",
+    "WPVRAdam",
     "attach",
     "backends",
     "refresh_batch_norm",

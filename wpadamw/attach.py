@@ -50,7 +50,8 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
 
     Args:
         model: the module whose ``forward`` the training loop calls.
-        optimizer: holds the model's parameters; may be in a wrapper of accelerate or Lightning.
+        optimizer: holds the model's parameters; may be in `LaPerm`, and in a wrapper of accelerate
+            or Lightning.
 
     Returns:
         A handle; its ``remove()`` detaches the model.
@@ -83,10 +84,11 @@ def attach(model: nn.Module, optimizer: WeightPrediction) -> Attachment:
 
 
 def own_optimizer(optimizer: Any) -> WeightPrediction:
-    """The optimizer in a wrapper of accelerate or Lightning."""
+    """The optimizer in a wrapper of accelerate or Lightning, and in `LaPerm`."""
     inner = getattr(optimizer, "optimizer", optimizer)
-    if isinstance(inner, WeightPrediction):
-        return inner
+    own = getattr(inner, "optimizer", inner)
+    if isinstance(own, WeightPrediction):
+        return own
     found = type(inner if isinstance(inner, Optimizer) else optimizer).__name__
     if isinstance(getattr(optimizer, "optim", None), WeightPrediction):
         raise TypeError(REFUSED.format(name=found, instead="torch.distributed.fsdp.fully_shard"))

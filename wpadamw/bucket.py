@@ -10,6 +10,7 @@ before anything else is done with the bucket: the kernels' own count tells what 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class StepCall(NamedTuple):
     factor: float | Tensor  # of gradients; a float64 tensor where the host does not know it
     predict_next: bool
     found_inf: Tensor | None = None  # on the device; not 0: the step does nothing
+    sums: Tensor | None = None  # of the rule's terms, if it has any
 
 
 class Write(NamedTuple):
@@ -108,13 +110,14 @@ class Bucket(BucketState):
     def step(self, grads: Gradients, call: StepCall) -> None:
         """Restores, updates and, if asked to, predicts the parameters that have a gradient."""
         has_grad, held = grads.has_grad, self._computed_back()
-        settings, factor, predict_next, found_inf = call
+        settings, factor, predict_next, found_inf, sums = call
 
         def launch(rows: Rows) -> None:
             self.kernels.step(grads, rows, factor, predict_next, found_inf)
 
         def run() -> None:
-            launch(self.ledger.begin_step(settings, has_grad, held, predict_next, found_inf))
+            begin = self.ledger.begin_step
+            launch(begin(settings, has_grad, held, predict_next, found_inf, sums))
 
         def resume() -> None:
             launch(self.ledger.resumed_step(held))
@@ -126,6 +129,14 @@ class Bucket(BucketState):
             after = [predict_next if chosen else before for chosen, before in pairs]
         self._write(run, after, has_grad, resume)
         self.is_after_literal_step = not predict_next
+
+    def sums(self, grads: list[Gradients], call: StepCall) -> Tensor:
+        """The sums of the rule's terms, float64, [num_terms, parameters]. Writes nothing."""
+        self.stage()
+        rows = self.ledger.terms_row(call.settings, self._computed_back())
+        found = [self.kernels.sums(same, rows, call.factor) for same in grads]
+        # A parameter's gradient has one dtype: all other summands are 0.
+        return functools.reduce(operator.add, found)
 
     def predict(self, settings: Settings) -> None:
         """Goes to predicted weights; ``settings`` are for those that have no prediction yet."""
@@ -167,8 +178,10 @@ class Bucket(BucketState):
                 weight = [] if self.tensors.weight is None else [self.tensors.weight[i]]
                 targets += [*held, *weight]
                 sources += [layout.as_real(value)] * len([*held, *weight])
-        torch._foreach_copy_(targets, sources)
-        self.finish_write()
+        if targets:
+            torch._foreach_copy_(targets, sources)
+            self.finish_write()
+            self.watch.own()  # these writes have raised versions, too
 
     # Frozen parameters.
 

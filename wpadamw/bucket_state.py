@@ -15,7 +15,8 @@ from wpadamw.copies import Copies
 from wpadamw.device_ledger import DeviceLedger
 from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.gradients import GradientReader
-from wpadamw.ledger import Ledger, most_looks
+from wpadamw.ledger import Ledger
+from wpadamw.records import most_looks
 from wpadamw.rules.rule import Rule
 from wpadamw.tensors import Versions, versions
 from wpadamw.watch import Watch

@@ -169,6 +169,10 @@ def _check_prediction(name: str, value: Any) -> None:
     _check_one_of(name, value, ("linear", "rollout"))
 
 
+def _check_norm_scope(name: str, value: Any) -> None:
+    _check_one_of(name, value, ("group", "global", "tensor"))
+
+
 def _check_eps_mode(name: str, value: Any) -> None:
     _check_one_of(name, value, ("accumulating", "inside", "outside"))
 
@@ -195,6 +199,14 @@ def _is_number(value: Any) -> bool:
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "lr": _check_lr,
     "betas": _check_betas,
+    "betas_1d": _check_betas,
+    "beta3": _check_number,
+    "lr_cutoff": _check_number,
+    "norm_scope": _check_norm_scope,
+    "gamma": _check_real,
+    "lr_1d_factor": _check_number,
+    "weight_decay_1d": _check_number,
+    "optimize_1d": _check_flag,
     "eps": _check_number,
     "eps_mode": _check_eps_mode,
     "outer_eps": _check_flag,

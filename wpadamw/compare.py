@@ -16,7 +16,7 @@ from wpadamw import layout
 from wpadamw._backends.interface import BucketTensors, Rows
 from wpadamw.bucket import Bucket
 from wpadamw.flat_state import PADDING, padded
-from wpadamw.ledger import no_rows
+from wpadamw.records import no_rows
 
 # The dtype in which weights are computed, and that in which they are held.
 Cast = tuple[torch.dtype, torch.dtype]

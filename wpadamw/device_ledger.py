@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wpadamw._backends.interface import Kernels, LedgerTensors, Operation, Rows
 from wpadamw._backends.upload import Upload
-from wpadamw.ledger import Ledger, rows_of_records
+from wpadamw.ledger import Ledger
+from wpadamw.records import rows_of_records
 from wpadamw.rules.rule import Settings
 
 
@@ -27,6 +28,9 @@ class DeviceLedger:
         self.hyper = Upload(len(self.rule.Hyper._fields), torch.float64, device)
         self.shares = Upload(self.num_looks, torch.float64, device)
         self.has_grad = Upload(num_params, torch.bool, device)
+        self.no_sums = torch.zeros(
+            self.rule.num_terms, num_params, dtype=torch.float64, device=device
+        )
         self.rows = Rows(
             torch.zeros(2 * num_params, ledger.width, dtype=torch.float64, device=device),
             torch.zeros(2, num_params, dtype=torch.int32, device=device),
@@ -57,16 +61,26 @@ class DeviceLedger:
         held: list[bool] | None,
         predict_next: bool,
         found_inf: Tensor | None = None,
+        sums: Tensor | None = None,
     ) -> Rows:
         """The scalars of each parameter's next update, and of the prediction that it holds.
 
-        Counts and records are those after the step from now on.
+        Counts and records are those after the step from now on. The arguments are those of
+        `Ledger.begin_step`.
         """
         self._fill(settings)
         self.has_grad.fill(has_grad or [True] * len(self.steps))
         operation = Operation.step_and_predict if predict_next else Operation.step
-        self._advance(operation, found_inf)
+        self._advance(operation, found_inf, sums)
         return self.resumed_step(held)
+
+    def terms_row(self, settings: Settings, held: list[bool] | None) -> Rows:
+        """The scalars of the terms of each parameter's next update; counts nothing."""
+        self._fill(settings)
+        tensors = self._tensors(None)
+        scratch = tensors._replace(steps=self.steps.clone(), predictions=self.predictions.clone())
+        self.kernels.advance(scratch, Operation.step, None)
+        return self._of_held(held)
 
     def resumed_step(self, held: list[bool] | None) -> Rows:
         """The rows of a step that has been counted."""
@@ -126,14 +140,22 @@ class DeviceLedger:
                 on_device[i : i + 1] = value.reshape(1)
                 self.hyper.forget()
 
-    def _advance(self, operation: Operation, found_inf: Tensor | None = None) -> Rows:
-        tensors = LedgerTensors(
+    def _advance(
+        self,
+        operation: Operation,
+        found_inf: Tensor | None = None,
+        sums: Tensor | None = None,
+    ) -> Rows:
+        self.kernels.advance(self._tensors(sums), operation, found_inf)
+        return self.rows
+
+    def _tensors(self, sums: Tensor | None) -> LedgerTensors:
+        return LedgerTensors(
             self.steps,
             self.predictions,
             self.hyper.tensor,
             self.shares.tensor,
             self.has_grad.tensor,
+            self.no_sums if sums is None else sums,
             self.rows,
         )
-        self.kernels.advance(tensors, operation, found_inf)
-        return self.rows

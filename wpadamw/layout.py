@@ -6,6 +6,9 @@ behind a parameter: the local shard of a DTensor, the pairs of a complex tensor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,6 +59,27 @@ def sharded_like(param: Tensor, shard: Tensor) -> Tensor:
         shape=param.shape,
         stride=param.stride(),
     )
+
+
+def sum_of_shards(params: Sequence[Tensor], sums: Tensor) -> Tensor:
+    """Sums over whole tensors, from those over their shards here: columns, one per parameter.
+
+    Every process that holds a shard has to call it.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for i, param in enumerate(params):
+        if is_dtensor(param):
+            kinds.setdefault((param.device_mesh, param.placements), []).append(i)  # type: ignore[attr-defined]
+    if not kinds:
+        return sums
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    whole = sums.clone()
+    for (mesh, placements), columns in kinds.items():
+        parts = [Replicate() if p.is_replicate() else Partial() for p in placements]
+        of_shards = DTensor.from_local(sums[:, columns], mesh, parts)
+        whole[:, columns] = of_shards.full_tensor()
+    return whole
 
 
 def as_real(tensor: Tensor) -> Tensor:

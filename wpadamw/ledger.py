@@ -8,52 +8,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wpadamw._backends.interface import Kind, Rows
+from wpadamw.records import Numbers, Record, rows_of_records
 from wpadamw.rules.rule import Rule, Settings
 from wpadamw.tensors import versions
-
-# The row ``prediction`` of a parameter's state: [kind, *Look, ...].
-Record = tuple[float, ...]
-
-
-class Numbers(NamedTuple):
-    """Counts and records of all parameters at one moment."""
-
-    counts: list[int]
-    records: list[Record]
-
-    def where(self, done: list[bool], others: Numbers) -> Numbers:
-        """These where ``done``, and the others elsewhere."""
-        return Numbers(
-            [a if d else b for a, b, d in zip(self.counts, others.counts, done, strict=True)],
-            [a if d else b for a, b, d in zip(self.records, others.records, done, strict=True)],
-        )
-
-
-def no_rows(rule: Rule, num_looks: int = 1) -> Rows:
-    """The rows of a restore from backups, which needs none."""
-    return Rows(torch.zeros(1, rule.row_width(num_looks), dtype=torch.float64, device="cpu"))
-
-
-def most_looks(rule: Rule, states: Sequence[dict[str, Any]]) -> int:
-    """The number of looks of the longest record in some states, 1 at least."""
-    records = [state.get("prediction") for state in states]
-    lengths = [len(record) - 1 for record in records if record is not None]
-    return max(lengths, default=0) // max(1, len(rule.Look._fields)) or 1
-
-
-def rows_of_records(predictions: Tensor, rule: Rule) -> Rows:
-    """What re-creates recorded predictions; row -1 for those that move nothing."""
-    num_params, num_step = len(predictions), len(rule.Step._fields)
-    index = torch.arange(num_params, dtype=torch.int32, device=predictions.device)
-    index = torch.where(predictions[:, 0] == Kind.made, index, -1)
-    scalars = torch.cat([predictions.new_zeros(num_params, num_step), predictions[:, 1:]], dim=1)
-    return Rows(scalars, index.repeat(2, 1))
 
 
 def _is_repeated(values: Sequence[Any]) -> bool:
@@ -90,9 +53,12 @@ class Ledger:
             return self.no_record
         numbers = torch.as_tensor(values, dtype=torch.float64).tolist()
         if numbers[0] != Kind.made:
-            return (numbers[0], *self.no_record[1:])
+            return self._unmade(numbers[0], numbers[1 : 1 + self.rule.num_terms])
         missing = (len(self.no_record) - len(numbers)) // max(1, len(self.rule.still))
         return (*numbers, *[*self.rule.still] * missing)
+
+    def _unmade(self, kind: float, sums: Sequence[float]) -> Record:
+        return (kind, *sums, *self.no_record[1 + len(sums) :])
 
     def is_written(self) -> bool:
         """Whether somebody wrote to the tensors."""
@@ -138,17 +104,31 @@ class Ledger:
         held: list[bool] | None,
         predict_next: bool,
         found_inf: Tensor | None = None,
+        sums: Tensor | None = None,
     ) -> Rows:
         """The scalars of each parameter's next update, and of the prediction that it holds.
 
-        ``held`` tells which parameters hold predictions (None: it is no matter).
+        Args:
+            settings: of the update.
+            has_grad: which parameters are updated (None: all).
+            held: which parameters hold predictions (None: it is no matter).
+            predict_next: whether the update is predicted from.
+            found_inf: None: the host has looked at it.
+            sums: of the rule's terms, [num_terms, parameters]; None: they are to be summed.
         """
         counts = self.numbers.counts
-        if _is_repeated(counts):
-            rows = self._one_row(settings, counts[0] + 1, has_grad, predict_next)
+        sums_of: list[tuple[float, ...]] = [()] * len(counts)
+        if sums is not None:
+            sums_of = [tuple(of_one) for of_one in sums.T.tolist()]
+        if _is_repeated(counts) and _is_repeated(sums_of):
+            rows = self._one_row(settings, counts[0] + 1, sums_of[0], has_grad, predict_next)
         else:
-            rows = self._distinct_rows(settings, has_grad, predict_next)
+            rows = self._distinct_rows(settings, sums_of, has_grad, predict_next)
         return rows if held is None or not any(held) else self._with_held(rows, held)
+
+    def terms_row(self, settings: Settings, held: list[bool] | None) -> Rows:
+        """The scalars of the terms of each parameter's next update; counts nothing."""
+        return self.begin_step(settings, None, held, predict_next=False)
 
     def resumed_step(self, held: list[bool] | None) -> Rows:
         """The rows of a step that has been counted: here the host counts it last."""
@@ -205,24 +185,42 @@ class Ledger:
     # Scalars.
 
     def _one_row(
-        self, settings: Settings, count: int, has_grad: list[bool] | None, predict_next: bool
+        self,
+        settings: Settings,
+        count: int,
+        sums: tuple[float, ...],
+        has_grad: list[bool] | None,
+        predict_next: bool,
     ) -> Rows:
-        step, looks = self.rule.row(settings, count, self.num_looks)
+        step, looks = self.rule.row(settings, count, self.num_looks, sums)
         self.row_memory[: self.width] = array("d", (*step, *looks))
-        record = (float(Kind.made), *looks) if predict_next else self.no_record
+        record = self._record(looks, sums, predict_next)
         num_params = len(self.numbers.counts)
         done = Numbers([count] * num_params, [record] * num_params)
         self.pending = done if has_grad is None else done.where(has_grad, self.numbers)
         return self.own_row
 
+    def _record(
+        self, looks: tuple[float, ...], sums: tuple[float, ...], predict_next: bool
+    ) -> Record:
+        if predict_next:
+            return (float(Kind.made), *looks)
+        return self._unmade(Kind.none, sums) if sums else self.no_record
+
     def _distinct_rows(
-        self, settings: Settings, has_grad: list[bool] | None, predict_next: bool
+        self,
+        settings: Settings,
+        sums_of: list[tuple[float, ...]],
+        has_grad: list[bool] | None,
+        predict_next: bool,
     ) -> Rows:
         counts = self.numbers.counts
-        places = {count: i for i, count in enumerate(dict.fromkeys(counts))}
-        rows = [self.rule.row(settings, count + 1, self.num_looks) for count in places]
-        made = [(float(Kind.made), *looks) if predict_next else self.no_record for _, looks in rows]
-        places_of = [places[count] for count in counts]
+        keys = list(zip(counts, sums_of, strict=True))
+        places = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        rows = [self.rule.row(settings, k + 1, self.num_looks, sums) for k, sums in places]
+        pairs = zip(rows, places, strict=True)
+        made = [self._record(looks, sums, predict_next) for (_, looks), (_, sums) in pairs]
+        places_of = [places[key] for key in keys]
         done = Numbers([count + 1 for count in counts], [made[place] for place in places_of])
         self.pending = done if has_grad is None else done.where(has_grad, self.numbers)
         table = torch.tensor(
@@ -250,14 +248,18 @@ class Ledger:
     def _all_made(self, settings: Settings) -> list[Record]:
         if self.all_made():
             return self.numbers.records
-        made = {count: self._made(settings, count) for count in set(self.numbers.counts)}
-        pairs = zip(*self.numbers, strict=True)
-        return [record if record[0] else made[count] for count, record in pairs]
+        # By count, and by what a record without a prediction keeps.
+        keys = list(zip(*self.numbers, strict=True))
+        made = {key: self._made(settings, *key) for key in set(keys)}
+        return [made[key] for key in keys]
 
-    def _made(self, settings: Settings, count: int) -> Record:
+    def _made(self, settings: Settings, count: int, record: Record) -> Record:
+        if record[0]:
+            return record
         if count == 0:
             return self.null_record
-        return (float(Kind.made), *self.rule.row(settings, count, self.num_looks)[1])
+        sums = record[1 : 1 + self.rule.num_terms]
+        return (float(Kind.made), *self.rule.row(settings, count, self.num_looks, sums)[1])
 
 
 def _table(memory: array[float], width: int) -> Tensor:

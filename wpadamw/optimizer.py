@@ -27,6 +27,7 @@ from wpadamw.plan import GroupPlan
 from wpadamw.rules.squares import Squares
 from wpadamw.scaling import Scaling, clip
 from wpadamw.step import GroupStep
+from wpadamw.summed import with_sums
 from wpadamw.sums import GradientSums
 
 # Arguments of constructors that are no options of a parameter group.
@@ -42,8 +43,8 @@ class WeightPrediction(Averages):
         given = {name: arguments[name] for name in arguments if name not in _NO_OPTIONS}
         options = plain_numbers(given)
         check_arguments(options, self.original)
-        if "betas" in options:
-            options["betas"] = tuple(map(float, options["betas"]))
+        for name in options.keys() & {"betas", "betas_1d"}:
+            options[name] = tuple(map(float, options[name]))
         apart: dict[str, Any] = {name: arguments[name] for name in _OF_OPTIMIZER}
         super().__init__(arguments["params"], options, **apart)
 
@@ -124,7 +125,7 @@ class WeightPrediction(Averages):
         if squared is None or not squared.serves(params):
             squared = GradientSums(Squares(), params, self._backend)
             self._plans.squared_gradients = squared
-        return squared.sums().reshape(())
+        return squared.total().reshape(())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Like torch's; a factor of `clip_grad_norm_` goes with the gradients."""
@@ -152,6 +153,8 @@ class WeightPrediction(Averages):
         steps = self._prepare(scaling)
         if not any(grads for step in steps for grads in step.grads):
             return False
+        if any(rule.num_terms for step in steps for rule in step.plan.rules):
+            steps = with_sums(steps)
         self._write([step.run for step in steps])
         self._follow_freezing()
         return True

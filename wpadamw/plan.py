@@ -225,12 +225,15 @@ class GroupPlan:
         holding = [held.get(id(p), self.is_predicted and bool(state.get(p))) for p in params]
         # Defaultdict: asking for the state of a parameter creates it.
         states = [state[param] for param in params]
-        # Overflow and captured steps: the host does not know what the device will have counted.
-        on_device = (self.amp or self.is_capturable) and layout.host_must_not_wait(params[0].device)
+        rule = self.rules.of(params[0])
+        # Overflow and captured steps: the host does not know what the device will have counted. Nor
+        # does it know what was summed there.
+        on_device = bool(self.amp or self.is_capturable or rule.num_terms)
+        on_device = on_device and layout.host_must_not_wait(params[0].device)
         kind = Bucket if self.copies is None else CopyBucket
         return kind(
             params,
-            self.rules.of(params[0]),
+            rule,
             self.has_backup,
             backend,
             states,

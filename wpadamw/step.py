@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from torch import Tensor
 
 from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket, StepCall
 from wpadamw.plan import GroupPlan
-from wpadamw.rules.rule import Settings
 from wpadamw.scaling import Scaling
 
 
@@ -17,6 +19,11 @@ class GroupStep(NamedTuple):
     plan: GroupPlan
     grads: list[list[Gradients]]  # per bucket, one entry per dtype
     scaling: Scaling
+    sums: Sequence[Tensor | None] = ()  # per bucket, of the terms of its rule
+
+    def told(self, sums: list[Tensor | None]) -> GroupStep:
+        """The same step, with what it has been summed for it."""
+        return self._replace(sums=sums)
 
     def run(self) -> None:
         """Fails only where it is interrupted; otherwise the group ends wholly in one mode."""
@@ -24,24 +31,26 @@ class GroupStep(NamedTuple):
         target = self.plan.mode_after_step()
         if target == "predicted":
             group["weights_are"] = target  # "true" is said only where all parameters are
-        for bucket, grads in zip(self.plan.buckets, self.grads, strict=True):
-            settings = self.plan.settings(bucket.rule)
+        for i, (bucket, grads) in enumerate(zip(self.plan.buckets, self.grads, strict=True)):
+            call = self.call(bucket, self.sums[i] if self.sums else None)
             if not bucket.holds_all(target) and self._may_skip_some(grads):
                 # Parameters without an update follow the mode all the same.
-                bucket.move(target, settings)
+                bucket.move(target, call.settings)
             for same_dtype in grads:
-                bucket.step(same_dtype, self._call(bucket, settings))
+                bucket.step(same_dtype, call)
         group["weights_are"] = target
 
     def _may_skip_some(self, grads: list[Gradients]) -> bool:
         is_for_all = len(grads) == 1 and grads[0].has_grad is None
         return not is_for_all or self.scaling.found_inf is not None
 
-    def _call(self, bucket: Bucket, settings: Settings) -> StepCall:
+    def call(self, bucket: Bucket, sums: Tensor | None = None) -> StepCall:
+        """What the step of a bucket takes."""
         group, device = self.plan.group, bucket.tensors.params[0].device
         return StepCall(
-            settings,
+            self.plan.settings(bucket.rule),
             self.scaling.factor(-1.0 if group["maximize"] else 1.0, device),
             group["predict_in_step"],
             self.scaling.found_inf_on(device),
+            sums,
         )

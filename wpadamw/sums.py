@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from wpadamw import _backends, flat_state, layout
+from wpadamw._backends.interface import Kernels
 from wpadamw.gradients import GradientReader
-from wpadamw.ledger import no_rows
+from wpadamw.records import no_rows
 from wpadamw.rules.rule import Rule
 from wpadamw.tensors import layouts
 
@@ -44,11 +45,25 @@ def _dense(param: Tensor) -> Tensor:
     return real if layout.is_dense(real) and layout.is_aligned(real) else torch.empty_like(real)
 
 
+def ordered(sums: list[Tensor], order: Tensor) -> Tensor:
+    """Sums of parts as columns in an order of their own, on the device of the first part."""
+    device = sums[0].device
+    if len(sums) == 1:
+        return sums[0]
+    found = torch.cat([part.to(device, non_blocking=True) for part in sums], dim=1)
+    return found[:, order.to(device, non_blocking=True)]
+
+
+def total(kernels: Kernels, sums: Tensor) -> Tensor:
+    """The sum over each row, from the first to the last column."""
+    return torch.stack([kernels.total(of_term.contiguous()).reshape(()) for of_term in sums])
+
+
 class GradientSums:
     """The sums of a rule's terms over the gradients of parameters; the rule has no state.
 
     Args:
-        rule: whose terms are summed, and over what: its ``scope``.
+        rule: whose terms are summed.
         params: in the order in which they are summed.
         backend_name: whose kernels to use.
     """
@@ -68,15 +83,10 @@ class GradientSums:
         """Whether it was made for these parameters, as they lie now."""
         return flat_state.are_same(params, self.params) and self.layouts.are_of(self.params)
 
-    def sums(self) -> Tensor:
-        """Float64 on the device of the first parameter, [num_terms, parameters or 1]."""
-        device = self.params[0].device
-        found = [part.sums().to(device, non_blocking=True) for part in self.parts]
-        ordered = torch.cat(found, dim=1)
-        if len(found) > 1:
-            ordered = ordered[:, self.order.to(device, non_blocking=True)]
-        if self.rule.scope == "tensor":
-            return ordered
-        kernels = self.parts[0].kernels
-        totals = [kernels.total(of_term.contiguous()).reshape(1) for of_term in ordered]
-        return torch.stack(totals)
+    def of_each(self) -> Tensor:
+        """Float64 on the device of the first parameter, [num_terms, parameters]."""
+        return ordered([part.sums() for part in self.parts], self.order)
+
+    def total(self) -> Tensor:
+        """The sums of these, [num_terms]."""
+        return total(self.parts[0].kernels, self.of_each())

@@ -148,8 +148,9 @@ void total(uintptr_t numbers, int64_t count, uintptr_t out, uintptr_t stream) {
 }
 
 void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintptr_t predictions,
-             uintptr_t hyper, uintptr_t shares, uintptr_t has_grad, uintptr_t scalars,
-             uintptr_t index, Operation operation, uintptr_t found_inf, uintptr_t stream) {
+             uintptr_t hyper, uintptr_t shares, uintptr_t has_grad, uintptr_t sums,
+             uintptr_t scalars, uintptr_t index, Operation operation, uintptr_t found_inf,
+             uintptr_t stream) {
   auto& bucket = made<BoundBucket>(self);
   const RuleInfo& rule = bucket.rule();
   check_can_step(rule);
@@ -165,6 +166,7 @@ void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintp
   ledger.hyper = array<const double>("hyper", hyper, num_tensors > 0 ? num_hyper : 0);
   ledger.shares = array<const double>("shares", shares, num_tensors > 0 ? bucket.num_looks : 0);
   ledger.has_grad = array<const bool>("has_grad", has_grad, num_tensors);
+  ledger.sums = array<const double>("sums", sums, num_tensors * rule.num_terms);
   ledger.found_inf = optional<float>("found_inf", found_inf);
   ledger.scalars = array<double>("scalars", scalars, 2 * num_tensors * bucket.row_width());
   ledger.index = array<int32_t>("index", index, 2 * num_tensors);
@@ -193,8 +195,9 @@ void bind_cuda(py::module_& m) {
            py::arg("grad_factor"), py::arg("grad_factor_address"), py::arg("partial"),
            py::arg("out"), py::arg("stream"))
       .def("advance", &advance, py::arg("num_tensors"), py::arg("steps"), py::arg("predictions"),
-           py::arg("hyper"), py::arg("shares"), py::arg("has_grad"), py::arg("scalars"),
-           py::arg("index"), py::arg("operation"), py::arg("found_inf"), py::arg("stream"))
+           py::arg("hyper"), py::arg("shares"), py::arg("has_grad"), py::arg("sums"),
+           py::arg("scalars"), py::arg("index"), py::arg("operation"), py::arg("found_inf"),
+           py::arg("stream"))
       .def_property_readonly("completed", &completed)
       .def_property_readonly("advanced", &advanced);
   refuse_second_init<BoundBucket>(bucket);

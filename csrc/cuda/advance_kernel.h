@@ -32,9 +32,18 @@ struct Entry {
   __device__ double* record() const { return ledger.predictions + i * (1 + looks_width()); }
   __device__ int64_t count() const { return static_cast<int64_t>(ledger.steps[i]); }
 
-  __device__ Row<Step, Look> scalars(int64_t count, int ahead) const {
+  // Sums lie `stride` numbers apart.
+  __device__ Row<Step, Look> scalars(int64_t count, int ahead, const double* sums,
+                                     int64_t stride) const {
     const auto& hyper = *reinterpret_cast<const typename Rule::Hyper*>(ledger.hyper);
-    return Rule::scalars(hyper, count, ahead, ledger.shares[ahead]);
+    const auto row = Rule::scalars(hyper, count, ahead, ledger.shares[ahead]);
+    if constexpr (Rule::kNumTerms == 0) {
+      return row;
+    } else {
+      Values<double, Rule::kNumTerms> values;
+      for (int t = 0; t < Rule::kNumTerms; ++t) values.at[t] = sums[t * stride];
+      return Rule::with_sums(hyper, row, values);
+    }
   }
 
   template <typename part_t>
@@ -42,9 +51,10 @@ struct Entry {
     if constexpr (!std::is_empty_v<part_t>) *reinterpret_cast<part_t*>(to) = part;
   }
 
-  __device__ void write_looks(double* to, int64_t count) const {
+  __device__ void write_looks(double* to, int64_t count, const double* sums,
+                              int64_t stride) const {
     for (int ahead = 0; ahead < ledger.num_looks; ++ahead) {
-      write(to + ahead * kNumLook<Rule>, scalars(count, ahead).look);
+      write(to + ahead * kNumLook<Rule>, scalars(count, ahead, sums, stride).look);
     }
   }
 
@@ -64,19 +74,22 @@ struct Entry {
   }
 
   __device__ void step(bool predicts) const {
-    const int64_t next = count() + 1;
-    write(row(i), scalars(next, 0).step);
-    write_looks(looks(i), next);
+    const int64_t next = count() + 1, stride = ledger.num_tensors;
+    const double* sums = ledger.sums + i;
+    write(row(i), scalars(next, 0, sums, stride).step);
+    write_looks(looks(i), next, sums, stride);
     const bool is_void = ledger.found_inf != nullptr && *ledger.found_inf != 0.0f;
     if (!ledger.has_grad[i] || is_void) return;
     ledger.steps[i] = static_cast<float>(next);
     write_record(predicts ? kMade : kNone, looks(i));
+    if (predicts) return;
+    for (int t = 0; t < Rule::kNumTerms; ++t) record()[1 + t] = sums[t * stride];
   }
 
   __device__ void predict() const {
     if (*record() == kNone) {
       const bool is_first = count() == 0;  // there is no update to predict from
-      if (!is_first) write_looks(looks(i), count());
+      if (!is_first) write_looks(looks(i), count(), record() + 1, 1);
       write_record(is_first ? kNull : kMade, looks(i));
     }
     copy_looks(looks(i), record() + 1);

@@ -68,6 +68,7 @@ struct Ledger {
   const double* shares = nullptr;  // how far a prediction goes by each look
   int num_looks = 1;
   const bool* has_grad = nullptr;
+  const double* sums = nullptr;  // of the rule's terms, sums[term * num_tensors + tensor]
   const float* found_inf = nullptr;
   double* scalars = nullptr;  // written: each tensor's row, then each tensor's held row
   int32_t* index = nullptr;   // written: which they are, as in Rows

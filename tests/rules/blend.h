@@ -29,27 +29,36 @@ struct Rule {
   template <typename real_t>
   struct Look {
     real_t predict_size;
+    real_t predict_decay;
   };
-  static constexpr Names<1> kLookNames = {"predict_size"};
+  static constexpr Names<2> kLookNames = {"predict_size", "predict_decay"};
 
   static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> scalars(const Hyper& hyper, int64_t,
                                                                      int64_t ahead, double share) {
-    return {{1.0 - hyper.beta1}, {share * hyper.lr * power(hyper.beta1, ahead)}};
+    return {{1.0 - hyper.beta1}, {share * hyper.lr * power(hyper.beta1, ahead), 1.0}};
   }
 
-  // m = m + (g - m)*(1-beta1), w = w - m*predict_size
+  // Both are smaller, the larger the sums are.
+  static WPADAMW_HOST_DEVICE Row<Step<double>, Look<double>> with_sums(
+      const Hyper&, const Row<Step<double>, Look<double>>& row,
+      const Values<double, kNumTerms>& sums) {
+    return {row.step,
+            {row.look.predict_size / (1.0 + sums.at[0]), 1.0 / (1.0 + sums.at[1] * sums.at[1])}};
+  }
+
+  // m = m + (g - m)*(1-beta1), w = w*predict_decay - m*predict_size
   template <typename real_t>
   static WPADAMW_HOST_DEVICE void step(real_t& weight, State<real_t>& state, real_t grad,
                                        const Step<real_t>& step, const Look<real_t>& look) {
     state.at[0] = state.at[0] + (grad - state.at[0]) * step.one_minus_beta1;
-    weight = weight - state.at[0] * look.predict_size;
+    weight = weight * look.predict_decay - state.at[0] * look.predict_size;
   }
 
-  // p = w - m*predict_size
+  // p = w*predict_decay - m*predict_size
   template <typename real_t>
   static WPADAMW_HOST_DEVICE real_t predict(real_t weight, const State<real_t>& state,
                                             const Look<real_t>& look) {
-    return weight - state.at[0] * look.predict_size;
+    return weight * look.predict_decay - state.at[0] * look.predict_size;
   }
 
   // The square of the new m, and w*g.

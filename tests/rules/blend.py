@@ -19,6 +19,7 @@ class Step(NamedTuple):
 
 class Look(NamedTuple):
     predict_size: float
+    predict_decay: float
 
 
 class Blend(Rule):
@@ -28,7 +29,7 @@ class Blend(Rule):
     triton_module = "rules.blend_triton"
     state_names = ("exp_avg",)
     Hyper, Step, Look = Hyper, Step, Look
-    still = Look(0.0)
+    still = Look(0.0, 1.0)
     num_terms = 2
 
     def hyper(self, group, lr):
@@ -36,16 +37,21 @@ class Blend(Rule):
 
     def scalars(self, hyper, count, ahead=0, share=1.0, power=operator.pow, sqrt=None):
         lr, beta1 = hyper
-        return Step(1.0 - beta1), Look(share * lr * power(beta1, ahead))
+        return Step(1.0 - beta1), Look(share * lr * power(beta1, ahead), 1.0)
 
     def step(self, weight, state, grad, step, look):
-        """``m = m + (g - m)*(1-beta1)``, ``w = w - m*size``."""
+        """``m = m + (g - m)*(1-beta1)``, ``w = w*decay - m*size``."""
         state = self.average(state, grad, step)
         return self.predict(weight, state, look), state
 
     def predict(self, weight, state, look):
-        """``p = w - m*size``."""
-        return weight - state[0] * look.predict_size
+        """``p = w*decay - m*size``."""
+        return weight * look.predict_decay - state[0] * look.predict_size
+
+    def with_sums(self, hyper, step, look, sums):
+        """Both are smaller, the larger the sums are."""
+        squares, products = sums
+        return step, Look(look.predict_size / (1.0 + squares), 1.0 / (1.0 + products * products))
 
     def terms(self, weight, state, grad, step, look):
         """``m*m`` after the gradient, ``w*g``."""

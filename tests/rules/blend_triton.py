@@ -10,7 +10,14 @@ from wpadamw.triton_kernels.exact import power
 @triton.jit
 def scalars(hyper, count, ahead, share):
     lr, beta1 = hyper
-    return (1.0 - beta1,), (share * lr * power(beta1, ahead),)
+    return (1.0 - beta1,), (share * lr * power(beta1, ahead), 1.0)
+
+
+@triton.jit
+def with_sums(hyper, step, look, sums):
+    predict_size, _predict_decay = look
+    squares, products = sums
+    return step, (predict_size / (1.0 + squares), 1.0 / (1.0 + products * products))
 
 
 @triton.jit
@@ -22,8 +29,8 @@ def step(weight, state, grad, step, look):
 @triton.jit
 def predict(weight, state, look):
     (exp_avg,) = state
-    (predict_size,) = look
-    return weight - exp_avg * predict_size
+    predict_size, predict_decay = look
+    return weight * predict_decay - exp_avg * predict_size
 
 
 @triton.jit

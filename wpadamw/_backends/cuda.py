@@ -107,6 +107,7 @@ class Kernels(DeviceKernels):
             ledger.hyper.data_ptr(),
             ledger.shares.data_ptr(),
             ledger.has_grad.data_ptr(),
+            ledger.sums.data_ptr(),
             ledger.rows.scalars.data_ptr(),
             _address(ledger.rows.index),
             self.operations[operation],

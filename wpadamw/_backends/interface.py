@@ -73,6 +73,7 @@ class LedgerTensors(NamedTuple):
     hyper: Tensor  # float64, [len(Hyper)]
     shares: Tensor  # float64, [num_looks], see `wpadamw.rules.rule.Settings`
     has_grad: Tensor  # bool, [n]
+    sums: Tensor  # float64, [num_terms, n]: of the rule's terms, for a step
     rows: Rows  # scalars [2*n, ...]: each parameter's own row, then the row of what it holds
 
 
@@ -159,7 +160,8 @@ class Kernels(Protocol):
         A step's own rows are those of the updates that follow the counts, a prediction's those of
         the records. Where there is a gradient and ``found_inf`` is not set a step raises the count
         and records its prediction, or none. A prediction is recorded where there is none: that of
-        the hyper-parameters, or a null one before the first update.
+        the hyper-parameters, or a null one before the first update. A record of none keeps the sums
+        of the step behind its kind: a prediction goes by them.
         """
 
 

@@ -35,13 +35,17 @@ def _rows(row: Row, counts: Tensor) -> Tensor:
     return torch.stack(columns, dim=1) if columns else counts.new_zeros(len(counts), 0).double()
 
 
-def _scalars(rule: Rule, ledger: LedgerTensors, counts: Tensor) -> tuple[Tensor, Tensor]:
+def _scalars(
+    rule: Rule, ledger: LedgerTensors, counts: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor]:
     """``Step`` of each parameter, and its looks."""
     hyper = rule.Hyper(*ledger.hyper)
     rows = [
         rule.scalars(hyper, counts, counts.new_tensor(ahead), share, power, sqrt)
         for ahead, share in enumerate(ledger.shares)
     ]
+    if rule.num_terms:
+        rows = [rule.with_sums(hyper, *row, sums.unbind()) for row in rows]
     looks = torch.cat([_rows(look, counts) for _, look in rows], dim=1)
     return _rows(rows[0][0], counts), looks
 
@@ -76,7 +80,8 @@ def advance(
 
 def _advance_prediction(rule: Rule, ledger: LedgerTensors, own: Tensor) -> None:
     predictions, counts = ledger.predictions, ledger.steps.long()
-    _, look = _scalars(rule, ledger, counts)
+    sums = predictions[:, 1 : 1 + rule.num_terms].T
+    _, look = _scalars(rule, ledger, counts, sums)
     made = torch.cat([torch.full_like(look[:, :1], Kind.made), look], dim=1)
     null = torch.cat([torch.full_like(look[:, :1], Kind.null), torch.zeros_like(look)], dim=1)
     missing = torch.where((counts == 0).unsqueeze(1), null, made)
@@ -94,12 +99,13 @@ def _advance_step(
     found_inf: Tensor | None,
     count: Tensor,
 ) -> None:
-    step, look = _scalars(rule, ledger, ledger.steps.long() + 1)
+    step, look = _scalars(rule, ledger, ledger.steps.long() + 1, ledger.sums)
     ledger.rows.scalars[: len(step)] = torch.cat([step, look], dim=1)
     is_busy = ledger.has_grad if found_inf is None else ledger.has_grad & (found_inf == 0)
     record = torch.cat([torch.full_like(look[:, :1], Kind.made), look], dim=1)
     if operation is Operation.step:
         record = torch.zeros_like(record)
+        record[:, 1 : 1 + rule.num_terms] = ledger.sums.T
     predictions = torch.where(is_busy.unsqueeze(1), record, ledger.predictions)
     write(
         [ledger.steps, ledger.predictions, count],

@@ -4,7 +4,19 @@ from wpadamw.optimizers.adabelief import WPAdaBelief, WPAdaM3
 from wpadamw.optimizers.adam import WPAdam
 from wpadamw.optimizers.adamw import WPAdamW
 from wpadamw.optimizers.adaplus import WPAdaPlus
+from wpadamw.optimizers.mars import WPMARS
 from wpadamw.optimizers.nadamw import WPNAdamW
 from wpadamw.optimizers.sgd import WPSGD
+from wpadamw.optimizers.vradam import WPVRAdam
 
-__all__ = ["WPSGD", "WPAdaBelief", "WPAdaM3", "WPAdaPlus", "WPAdam", "WPAdamW", "WPNAdamW"]
+__all__ = [
+    "WPMARS",
+    "WPSGD",
+    "WPAdaBelief",
+    "WPAdaM3",
+    "WPAdaPlus",
+    "WPAdam",
+    "WPAdamW",
+    "WPNAdamW",
+    "WPVRAdam",
+]

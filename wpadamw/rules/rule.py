@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ State = tuple[Tensor, ...]
 # A row of scalars: a named tuple of the rule's own, of numbers or of tensors of one element.
 Row = Any
 Group = dict[str, Any]
+Scope = Literal["tensor", "group", "global"]
 
 
 # Updates that a prediction may look ahead to one by one.
@@ -105,15 +106,23 @@ class Rule:
         """
         raise NotImplementedError
 
-    def row(self, settings: Settings, count: int, num_looks: int) -> tuple[Row, tuple[float, ...]]:
-        """``Step`` of update number ``count``, and the looks of the prediction from it in a row."""
+    def row(
+        self, settings: Settings, count: int, num_looks: int, sums: Sequence[float] = ()
+    ) -> tuple[Row, tuple[float, ...]]:
+        """``Step`` of update number ``count``, and the looks of the prediction from it in a row.
+
+        Without ``sums`` those that the terms need.
+        """
         hyper = settings.hyper
         step, look = self.scalars(hyper, count, 0, settings.shares[0])
+        if sums:
+            step, look = self.with_sums(hyper, step, look, sums)
         if num_looks == 1:
             return step, look
         looks = list(look)
         for ahead, share in enumerate(settings.padded(num_looks)[1:], start=1):
-            looks += self.scalars(hyper, count, ahead, share)[1]
+            row = self.scalars(hyper, count, ahead, share)
+            looks += (self.with_sums(hyper, *row, sums) if sums else row)[1]
         return step, tuple(looks)
 
     def step(
@@ -130,15 +139,21 @@ class Rule:
         """The true weight from the predicted one: `predict` solved for it."""
         raise NotImplementedError
 
-    # Sums over elements, needed before a weight may move; most rules have none. They go over the
-    # elements of each tensor, or of all tensors of a group.
+    # Sums over elements, needed before a weight may move; most rules have none.
     num_terms: ClassVar[int] = 0
-    scope: ClassVar[Literal["tensor", "group"]] = "tensor"
+
+    def scope(self, group: Group) -> Scope:
+        """What they go over: each tensor, all of a group, or those of all groups like it."""
+        return "tensor"
 
     def terms(
         self, weight: Tensor, state: State, grad: Tensor, step: Row, look: Row
     ) -> tuple[Tensor, ...]:
         """What is summed, element by element: ``num_terms`` tensors. Writes nothing."""
+        raise NotImplementedError
+
+    def with_sums(self, hyper: Row, step: Row, look: Row, sums: Sequence[Any]) -> tuple[Row, Row]:
+        """The scalars of an update whose terms have these sums; ``look`` may be one ahead."""
         raise NotImplementedError
 
     def why_not_recoverable(self, group: Group, lr: float) -> str | None:
@@ -174,6 +189,21 @@ def relatives(rule: Rule) -> list[type[Rule]]:
     """The rules that have the state of a rule, or more: options switch between them."""
     own = set(rule.state_names)
     return [other for other in all_rules() if own <= set(other.state_names)]
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller one of numbers or tensors; a NaN in the first one stays."""
+    return torch.where(a > b, b, a) if isinstance(a, Tensor) else b if a > b else a
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger one of numbers or tensors; ``b`` where the first one is NaN."""
+    return torch.where(a > b, a, b) if isinstance(a, Tensor) else a if a > b else b
+
+
+def root(x: Any) -> Any:
+    """The correctly rounded square root of a number >= 0, or of a tensor."""
+    return sqrt(x) if isinstance(x, Tensor) else math.sqrt(x)
 
 
 def sqrt(x: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ class Squares(Rule):
     Hyper = Step = Look = _NoScalars
     still = _NoScalars()
     num_terms = 1
-    scope = "group"
 
     def scalars(
         self,
