@@ -119,6 +119,9 @@ def _adam(**options: Any) -> dict[str, Any]:
 _TORCH, _WP, _PIPELINE = "torch.optim:AdamW", "wpadamw:WPAdamW", ".study.pipeline:Pipeline"
 _SGD: dict[str, Any] = {"momentum": 0.9}
 _BELIEF = _adam(eps=1e-16)
+# What differs from the original's defaults: the decay is that of the matrices alone.
+_MARS = {"betas": (0.95, 0.99), "eps": 1e-8, "weight_decay_1d": 0.0}
+_SUMMING = {"WPVRAdam", "WPMARS"}
 _RACE, _PEER, _CORE = ("fp32", "peers"), ("peers",), ("core",)
 _S = "prediction_steps"
 
@@ -139,6 +142,8 @@ ENTRANTS = (
             STEP_BYTES + 4),
     Entrant("WPAdaM3", "wpadamw:WPAdaM3", _BELIEF, ("fp32", "train"), STEP_BYTES + 4),
     Entrant("WPAdaPlus", "wpadamw:WPAdaPlus", _adam(), ("fp32", "train"), STEP_BYTES + 4),
+    Entrant("WPVRAdam", "wpadamw:WPVRAdam", _adam(), ("fp32", "train"), STEP_BYTES + 12),
+    Entrant("WPMARS", "wpadamw:WPMARS", _MARS, ("fp32", "train"), STEP_BYTES + 20, held_bytes=24),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),
@@ -170,10 +175,10 @@ ENTRANTS = (
     ),
     *(
         Entrant(f"{name}, s = {s:g}", f"wpadamw:{name}", {**options, _S: s}, ("families",),
-                lr_scale=lr_scale, decay_scale=1 / lr_scale)
+                lr_scale=lr_scale, decay_scale=1 / lr_scale, is_averaged=name in _SUMMING)
         for name, options, lr_scale in (
             ("WPSGD", _SGD, 32.0), ("WPAdaBelief", _BELIEF, 1.0), ("WPAdaM3", _BELIEF, 1.0),
-            ("WPAdaPlus", _adam(), 1.0),
+            ("WPAdaPlus", _adam(), 1.0), ("WPVRAdam", _adam(), 1.0), ("WPMARS", _MARS, 1.0),
         )
         for s in (0.0, 1.0)
     ),

@@ -37,6 +37,7 @@ class Bucket:
         index: int,
         grad_factor: float,
         num_threads: int,
+        tracked: int = 0,
         instruction_set: str | None = None,
     ) -> None: ...
     def sums(

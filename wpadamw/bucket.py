@@ -40,6 +40,7 @@ class StepCall(NamedTuple):
     predict_next: bool
     found_inf: Tensor | None = None  # on the device; not 0: the step does nothing
     sums: Tensor | None = None  # of the rule's terms, if it has any
+    tracked: Tensor | None = None  # receives how good predictions were
 
 
 class Write(NamedTuple):
@@ -109,11 +110,12 @@ class Bucket(BucketState):
 
     def step(self, grads: Gradients, call: StepCall) -> None:
         """Restores, updates and, if asked to, predicts the parameters that have a gradient."""
-        has_grad, held = grads.has_grad, self._computed_back()
-        settings, factor, predict_next, found_inf, sums = call
+        settings, factor, predict_next, found_inf, sums, tracked = call
+        has_grad = grads.has_grad
+        held = self._computed_back() if tracked is None else self.predicted()
 
         def launch(rows: Rows) -> None:
-            self.kernels.step(grads, rows, factor, predict_next, found_inf)
+            self.kernels.step(grads, rows, factor, predict_next, found_inf, tracked)
 
         def run() -> None:
             begin = self.ledger.begin_step
@@ -129,6 +131,10 @@ class Bucket(BucketState):
             after = [predict_next if chosen else before for chosen, before in pairs]
         self._write(run, after, has_grad, resume)
         self.is_after_literal_step = not predict_next
+
+    def predicted(self) -> list[bool]:
+        """Which parameters show predictions to forwards."""
+        return self.held
 
     def sums(self, grads: list[Gradients], call: StepCall) -> Tensor:
         """The sums of the rule's terms, float64, [num_terms, parameters]. Writes nothing."""

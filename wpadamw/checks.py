@@ -230,6 +230,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "prediction": _check_prediction,
     "predict_decay": _check_flag,
     "predict_in_step": _check_flag,
+    "track_prediction": _check_flag,
     "backup": _check_flag,
 }
 

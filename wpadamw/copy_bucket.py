@@ -40,6 +40,10 @@ class CopyBucket(Bucket):
         """Computes the copies."""
         self.predict(settings)
 
+    def predicted(self) -> list[bool]:
+        """All: forwards see copies."""
+        return self.uniform["predicted"]
+
     def step(self, grads: Gradients, call: StepCall) -> None:
         """Updates the parameters that have a gradient, and their copies."""
         super().step(grads, call)

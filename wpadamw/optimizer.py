@@ -29,6 +29,7 @@ from wpadamw.scaling import Scaling, clip
 from wpadamw.step import GroupStep
 from wpadamw.summed import with_sums
 from wpadamw.sums import GradientSums
+from wpadamw.tracking import PredictionStats, stats
 
 # Arguments of constructors that are no options of a parameter group.
 _OF_OPTIMIZER = ("amp", "backend", "compute_dtype")
@@ -117,6 +118,30 @@ class WeightPrediction(Averages):
             groups, max_norm, norm_type, error_if_nonfinite, self._squared_gradients
         )
         return norm
+
+    def prediction_stats(self) -> list[PredictionStats]:
+        """How good the predictions were that the last step had its gradients from.
+
+        With ``track_prediction`` steps measure it on the way, without another pass. The host does
+        not wait.
+
+        Returns:
+            One entry per parameter group, of the last step that updated it.
+
+        Raises:
+            RuntimeError: for a group that is not tracked, or that has had no step since.
+        """
+        found = []
+        for i, group in enumerate(self.param_groups):
+            if not group["track_prediction"]:
+                raise RuntimeError(
+                    f"prediction_stats needs track_prediction=True, got False in param_groups[{i}]"
+                )
+            plan = self._plans.of(group)
+            if plan is None or not plan.tracked:
+                raise RuntimeError(f"prediction_stats needs a step, param_groups[{i}] had none")
+            found.append(stats(group["params"], plan.tracked, float(group["prediction_steps"])))
+        return found
 
     @outside_inference_mode
     def _squared_gradients(self) -> Tensor:

@@ -20,6 +20,7 @@ from wpadamw.copy_bucket import CopyBucket
 from wpadamw.flat_state import StateDict, are_same, holds
 from wpadamw.rules.rule import Rule, Rules, Settings, num_looks
 from wpadamw.standing import Standing
+from wpadamw.tracking import Tracked, unless_void
 
 # Values of options that cannot change in place.
 _FIXED = frozenset({float, int, bool, str, tuple, type(None)})
@@ -58,6 +59,7 @@ class GroupPlan:
         self.params: list[Tensor] = list(group["params"])
         self.served = _Served([], list(self.params), [])
         self.standings: list[Standing] | None = None
+        self.tracked: list[Tracked] = []  # in the last step
         self.are_fixed = False  # objects that cannot change and remain the same
         # By rule, of the hyper-parameters that were checked.
         self.known_settings: dict[Rule, Settings] = {}
@@ -100,7 +102,9 @@ class GroupPlan:
     def stands(self, rules: Rules, state: AllStates) -> bool:
         """Whether nothing but gradients has changed, and `standing_step` may follow."""
         target = self.mode_after_step()
-        if self.standings is None or self.group["weights_are"] != target:
+        if self.standings is None or self.group["track_prediction"]:
+            return False
+        if self.group["weights_are"] != target:
             return False
         if not self._serves_as_before(rules, state):
             return False
@@ -186,6 +190,10 @@ class GroupPlan:
         for bucket in self.buckets:
             if bucket.is_frozen_anew():
                 bucket.follow_freezing(self.settings(bucket.rule))
+
+    def note_tracked(self, tracked: list[Tracked], found_inf: Tensor | None) -> None:
+        """Keeps what a step has found out about predictions, unless it did nothing."""
+        self.tracked = unless_void(tracked, self.tracked, found_inf)
 
     def starting(self) -> list[Tensor]:
         """Parameters that have their first gradient."""

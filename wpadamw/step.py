@@ -11,6 +11,7 @@ from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket, StepCall
 from wpadamw.plan import GroupPlan
 from wpadamw.scaling import Scaling
+from wpadamw.tracking import Tracked, room_for
 
 
 class GroupStep(NamedTuple):
@@ -31,14 +32,23 @@ class GroupStep(NamedTuple):
         target = self.plan.mode_after_step()
         if target == "predicted":
             group["weights_are"] = target  # "true" is said only where all parameters are
+        tracked: list[Tracked] = []
         for i, (bucket, grads) in enumerate(zip(self.plan.buckets, self.grads, strict=True)):
             call = self.call(bucket, self.sums[i] if self.sums else None)
             if not bucket.holds_all(target) and self._may_skip_some(grads):
                 # Parameters without an update follow the mode all the same.
                 bucket.move(target, call.settings)
             for same_dtype in grads:
-                bucket.step(same_dtype, call)
+                bucket.step(same_dtype, self._tracked(bucket, call, tracked))
         group["weights_are"] = target
+        if tracked:
+            self.plan.note_tracked(tracked, self.scaling.found_inf)
+
+    def _tracked(self, bucket: Bucket, call: StepCall, tracked: list[Tracked]) -> StepCall:
+        if not self.plan.group["track_prediction"]:
+            return call
+        tracked.append(Tracked(bucket, room_for(bucket)))
+        return call._replace(tracked=tracked[-1].sums)
 
     def _may_skip_some(self, grads: list[Gradients]) -> bool:
         is_for_all = len(grads) == 1 and grads[0].has_grad is None

@@ -106,6 +106,13 @@ void check_grads(const BoundBucket& bucket, DType grad_dtype) {
   }
 }
 
+// What tells of predictions: float64, [kNumTracked, tensors].
+void check_tracked(const BoundBucket& bucket, Operation operation, uintptr_t tracked) {
+  if (!is_step(operation)) refuse("tracked", "be 0 but for steps", std::to_string(tracked));
+  const auto num_sums = static_cast<int64_t>(bucket.spans.size()) * cpu::kNumTracked;
+  check_memory("tracked", {tracked, num_sums * int64_t{sizeof(double)}, alignof(double)});
+}
+
 class Running {
  public:
   explicit Running(BoundBucket& bucket) : bucket_(bucket) { bucket_.is_running = true; }
@@ -140,10 +147,10 @@ Call make_call(BoundBucket& bucket, Operation operation, DType grad_dtype, const
 }
 
 void run(const py::object& self, Operation operation, DType grad_dtype, uintptr_t scalars,
-         int64_t num_rows, uintptr_t index, double grad_factor, int num_threads,
+         int64_t num_rows, uintptr_t index, double grad_factor, int num_threads, uintptr_t tracked,
          const char* instruction_set) {
   run_rows(idle(self), operation, grad_dtype, {scalars, num_rows, index}, grad_factor, num_threads,
-           instruction_set);
+           instruction_set, tracked);
 }
 
 // Sums what a step would read; writes nothing but `out`, of float64, [terms, tensors].
@@ -177,15 +184,21 @@ void use_grads(BoundBucket& bucket, const Addresses& grads) {
 }
 
 void run_rows(BoundBucket& bucket, Operation operation, DType grad_dtype, const RowMemory& rows,
-              double grad_factor, int num_threads, const char* instruction_set) {
+              double grad_factor, int num_threads, const char* instruction_set,
+              uintptr_t tracked) {
   if (bucket.is_running) throw std::runtime_error("the bucket runs in another thread");
   check_can_step(bucket.rule());
   check_code("operation", operation);
+  if (tracked != 0) check_tracked(bucket, operation, tracked);
   const cpu::Kernels& kernels = cpu::kernels_of(bucket.rule_id, instruction_set);
   const Call call = make_call(bucket, operation, grad_dtype, rows, grad_factor, num_threads);
   const Running running(bucket);
   const py::gil_scoped_release release;
-  cpu::run(bucket, call, kernels);
+  if (tracked == 0) {
+    cpu::run(bucket, call, kernels);
+  } else {
+    cpu::track(bucket, call, kernels, reinterpret_cast<double*>(tracked));
+  }
   ++bucket.completed;
 }
 
@@ -199,7 +212,7 @@ void bind_cpu(py::module_& m) {
       .def("set_grads", &set_grads, py::arg("grads"))
       .def("run", &run, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("num_rows"), py::arg("index"), py::arg("grad_factor"), py::arg("num_threads"),
-           py::arg("instruction_set") = nullptr)
+           py::arg("tracked") = 0, py::arg("instruction_set") = nullptr)
       .def("sums", &sums, py::arg("grad_dtype"), py::arg("scalars"), py::arg("num_rows"),
            py::arg("index"), py::arg("grad_factor"), py::arg("num_threads"), py::arg("out"),
            py::arg("instruction_set") = nullptr);

@@ -30,6 +30,7 @@ struct RowMemory {
 // Both check everything before they write.
 void use_grads(BoundBucket& bucket, const Addresses& grads);
 void run_rows(BoundBucket& bucket, Operation operation, DType grad_dtype, const RowMemory& rows,
-              double grad_factor, int num_threads, const char* instruction_set);
+              double grad_factor, int num_threads, const char* instruction_set,
+              uintptr_t tracked = 0);
 
 }  // namespace wpadamw

@@ -78,6 +78,17 @@ struct Tensor {
     }
   }
 
+  // The same with all of their looks undone.
+  [[gnu::noinline]] void recover_all(int64_t begin, int64_t n, real_t* values) const {
+    for (int k = num_looks - 1; k >= 0; --k) {
+      const Look look = round_nth_look<Rule, real_t>(held_looks, k);
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n; ++j) {
+        values[j] = Rule::recover(values[j], load_state(begin + j), look);
+      }
+    }
+  }
+
   // Goes on with n values, by all looks from one on.
   [[gnu::noinline]] void look_on(int first, int64_t begin, int64_t n,
                                             real_t* values) const {

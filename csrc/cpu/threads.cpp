@@ -97,20 +97,21 @@ int64_t chunks_of(const Bucket& bucket, const Call& call, const Span& span) {
   return is_idle(bucket, call, span) ? 0 : (span.numel + kChunkNumel - 1) / kChunkNumel;
 }
 
-// Chunks [first, past) of the bucket; sums[chunk * num_terms + term].
-void sum_thread(const Bucket& bucket, const Call& call, const SumTable& table, int num_terms,
-                int64_t first, int64_t past, double* sums) {
+// Chunks [first, past) of the bucket; sums[chunk * num_terms + term]. `one` does a chunk of a tensor.
+template <typename function_t>
+void chunks_of_thread(const Bucket& bucket, const Call& call, int num_terms, int64_t first,
+                      int64_t past, double* sums, const function_t& one) {
   int64_t start = 0;
   for (const Span& span : bucket.spans) {
     if (start >= past) break;
     const int64_t num_chunks = chunks_of(bucket, call, span);
-    const Sum sum = table.at[static_cast<int>(source_of(bucket, call, span))];
+    const auto source = static_cast<int>(source_of(bucket, call, span));
     const int64_t begin = std::max<int64_t>(first - start, 0);
     const int64_t end = std::min(past - start, num_chunks);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t element = i * kChunkNumel;
-      sum(task_of(bucket, call, span), element, std::min<int64_t>(span.numel - element, kChunkNumel),
-          sums + (start + i) * num_terms);
+      one(source, task_of(bucket, call, span), element,
+          std::min<int64_t>(span.numel - element, kChunkNumel), sums + (start + i) * num_terms);
     }
     start += num_chunks;
   }
@@ -127,6 +128,24 @@ void add_chunks(const Bucket& bucket, const Call& call, const double* of_chunks,
       for (int t = 0; t < num_terms; ++t) sums[t * num_tensors + i] += of_chunks[t];
     }
   }
+}
+
+// All chunks; sums[term * num_tensors + tensor]. Where `one` writes, it may stream.
+template <typename function_t>
+void sum_chunks(const Bucket& bucket, const Call& call, int num_terms, double* sums,
+                const function_t& one) {
+  int64_t total = 0;
+  for (const Span& span : bucket.spans) total += chunks_of(bucket, call, span);
+  std::vector<double> of_chunks(static_cast<size_t>(total * num_terms));
+  const int num_threads = useful_threads(busy_elements(bucket, call), call.num_threads);
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+  {
+    const int count = omp_get_num_threads(), index = omp_get_thread_num();
+    chunks_of_thread(bucket, call, num_terms, split(total, index, count, 1),
+                     split(total, index + 1, count, 1), of_chunks.data(), one);
+    finish_streaming();
+  }
+  add_chunks(bucket, call, of_chunks.data(), num_terms, sums);
 }
 
 int position_of(const Bucket& bucket, const Call& call) {
@@ -154,17 +173,22 @@ void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
 void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
          double* sums) {
   const SumTable& table = kernels.sum[position_of(bucket, call)];
-  int64_t total = 0;
-  for (const Span& span : bucket.spans) total += chunks_of(bucket, call, span);
-  std::vector<double> of_chunks(static_cast<size_t>(total * num_terms));
-  const int num_threads = useful_threads(busy_elements(bucket, call), call.num_threads);
-#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
-  {
-    const int count = omp_get_num_threads(), index = omp_get_thread_num();
-    sum_thread(bucket, call, table, num_terms, split(total, index, count, 1),
-               split(total, index + 1, count, 1), of_chunks.data());
-  }
-  add_chunks(bucket, call, of_chunks.data(), num_terms, sums);
+  sum_chunks(bucket, call, num_terms, sums,
+             [&](int source, const Task& task, int64_t begin, int64_t n, double* of_chunk) {
+               table.at[source](task, begin, n, of_chunk);
+             });
+}
+
+void track(const Bucket& bucket, const Call& call, const Kernels& kernels, double* sums) {
+  const auto position = position_of(bucket, call);
+  const TrackTable& table = kernels.track[position];
+  const auto& runs = kernels.run[position].at[static_cast<size_t>(call.operation)];
+  const bool streaming = busy_elements(bucket, call) * call.param_size > kStreamingBytes;
+  sum_chunks(bucket, call, kNumTracked, sums,
+             [&](int source, const Task& task, int64_t begin, int64_t n, double* of_chunk) {
+               table.at[source](task, begin, n, runs[source], predicts(call.operation), streaming,
+                                of_chunk);
+             });
 }
 
 }  // namespace wpadamw::cpu

@@ -14,4 +14,7 @@ void run(const Bucket& bucket, const Call& call, const Kernels& kernels);
 void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
          double* sums);
 
+// A step, and the sums of the terms that it is tracked by: sums[term * tensors + tensor].
+void track(const Bucket& bucket, const Call& call, const Kernels& kernels, double* sums);
+
 }  // namespace wpadamw::cpu

@@ -61,13 +61,15 @@ class Kernels:
         factor: float | Tensor,
         predict_next: bool,
         found_inf: Tensor | None = None,
+        tracked: Tensor | None = None,
     ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
         if found_inf is not None and float(found_inf):
             return
         operation = self.operation.step_and_predict if predict_next else self.operation.step
         self._set_grads(grads)
-        self._run(operation, self.dtypes[grads.dtype], rows, float(factor))
+        address = 0 if tracked is None else tracked.data_ptr()
+        self._run(operation, self.dtypes[grads.dtype], rows, float(factor), address)
 
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
@@ -104,8 +106,15 @@ class Kernels:
     def _set_grads(self, grads: Gradients) -> None:
         self.table.set_grads(grads.addresses)
 
-    def _run(self, operation: Any, grad_dtype: Any, rows: Rows, factor: float = 1.0) -> None:
-        self.table.run(operation, grad_dtype, *_addresses(rows), factor, num_threads())
+    def _run(
+        self,
+        operation: Any,
+        grad_dtype: Any,
+        rows: Rows,
+        factor: float = 1.0,
+        tracked: int = 0,
+    ) -> None:
+        self.table.run(operation, grad_dtype, *_addresses(rows), factor, num_threads(), tracked)
 
 
 def _addresses(rows: Rows) -> tuple[int, int, int]:

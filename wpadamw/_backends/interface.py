@@ -123,6 +123,7 @@ class Kernels(Protocol):
         factor: float | Tensor,
         predict_next: bool,
         found_inf: Tensor | None = None,
+        tracked: Tensor | None = None,
     ) -> None:
         """Restore, update and, with ``predict_next``, predict, where there is a gradient.
 
@@ -133,6 +134,10 @@ class Kernels(Protocol):
                 on the device.
             predict_next: whether to predict.
             found_inf: of float32, one element on the device; not 0: nothing is done.
+            tracked: float64, [3, parameters], receives the sums over each parameter, added up like
+                those of `sums`, of ``(p - w')^2``, ``(w' - w)^2`` and ``(p - w')*(w' - w)``: p is
+                the prediction of the second rows from the true weight w, or w where they name none,
+                and w' the new true weight, without a backup as computed back. 0 without a gradient.
         """
 
     def predict(self, rows: Rows) -> None:

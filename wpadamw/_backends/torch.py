@@ -71,6 +71,12 @@ def _where(scalars: _Scalars, value: Tensor, other: Tensor) -> Tensor:
     return value if scalars.is_one is None else torch.where(scalars.is_one, value, other)
 
 
+def _tracked(error: Tensor, step: Tensor) -> Tensor:
+    """The sums of squares and products that predictions are judged by."""
+    terms = (error * error, step * step, error * step)
+    return torch.stack([total(of_term.contiguous()) for of_term in terms])
+
+
 class Kernels:
     """Predict, restore and step over a bucket through `wpadamw.rules`."""
 
@@ -100,21 +106,25 @@ class Kernels:
         factor: float | Tensor,
         predict_next: bool,
         found_inf: Tensor | None = None,
+        tracked: Tensor | None = None,
     ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
         is_void = None if found_inf is None else found_inf != 0
         of_step, of_held = self._scalars(rows, 0), self._scalars(rows, 1)
+        if tracked is not None:
+            tracked.zero_()
         for i, grad in self._scaled(grads, factor):
             scalars = of_step.get(i)
             assert scalars is not None
-            weight, state = self.rule.step(
-                self._true_weight(i, of_held),
-                self._state(i),
-                grad,
-                scalars.step,
-                scalars.looks[0],
-            )
+            old, former = self._true_weight(i, of_held), self._state(i)
+            weight, state = self.rule.step(old, former, grad, scalars.step, scalars.looks[0])
             held = self._predicted(weight, state, scalars) if predict_next else weight
+            if tracked is not None:
+                expected = self._expected(old, former, of_held.get(i))
+                new = weight
+                if self.bucket.weight is None and predict_next:
+                    new = self._recovered(held, state, scalars)
+                tracked[:, i] = _tracked(expected - new, new - old)
             self._write_step(i, weight, state, held, is_void)
 
     @torch.no_grad()
@@ -196,6 +206,17 @@ class Kernels:
             weight = self.rule.predict(weight, state, look)
         return weight
 
+    def _recovered(self, predicted: Tensor, state: State, scalars: _Scalars) -> Tensor:
+        for look in reversed(scalars.looks):
+            predicted = self.rule.recover(predicted, state, look)
+        return predicted
+
+    def _expected(self, weight: Tensor, state: State, held: _Scalars | None) -> Tensor:
+        """The prediction from a true weight; itself where there is none."""
+        if held is None:
+            return weight
+        return _where(held, self._predicted(weight, state, held), weight)
+
     def _stored_weight(self, i: int) -> Tensor:
         return self.bucket.params[i] if self.bucket.weight is None else self.bucket.weight[i]
 
@@ -204,7 +225,4 @@ class Kernels:
         held = None if self.bucket.weight is not None else of_held.get(i)
         if held is None or not self.rule.can_recover():  # what it holds will do
             return stored
-        recovered = stored
-        for look in reversed(held.looks):
-            recovered = self.rule.recover(recovered, self._state(i), look)
-        return _where(held, recovered, stored)
+        return _where(held, self._recovered(stored, self._state(i), held), stored)

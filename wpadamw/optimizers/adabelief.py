@@ -50,7 +50,7 @@ class WPAdaBelief(WeightPrediction):
             root alone, as Adam does.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
             predict_decay, predict_in_step, backup, amp, backend,
-            compute_dtype: as in `WPAdamW`.
+            compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -122,7 +122,7 @@ class WPAdaM3(WeightPrediction):
             rectified update has eps beside the root, too.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
             predict_decay, predict_in_step, backup, amp, backend,
-            compute_dtype: as in `WPAdamW`.
+            compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -161,6 +161,7 @@ class WPAdaM3(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        track_prediction: bool = False,
     ) -> None:
         super().__init__(locals())
 

@@ -49,7 +49,7 @@ class WPAdam(WeightPrediction):
         predict_decay: whether the prediction includes the decay, where that is decoupled.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
             predict_in_step, backup, amp, backend,
-            compute_dtype: as in `WPAdamW`.
+            compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -85,6 +85,7 @@ class WPAdam(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        track_prediction: bool = False,
     ) -> None:
         super().__init__(locals())
 

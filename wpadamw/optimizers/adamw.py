@@ -59,6 +59,7 @@ class WPAdamW(WeightPrediction):
         backend: ``"auto"`` or the name of a backend, see `wpadamw.backends`.
         compute_dtype: keep a copy of each float32 parameter in this dtype and write the prediction
             there; parameters stay true, without a backup. See `compute_copy`.
+        track_prediction: measure in each step how good the prediction was, see `prediction_stats`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -100,6 +101,7 @@ class WPAdamW(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        track_prediction: bool = False,
     ) -> None:
         super().__init__(locals())
 

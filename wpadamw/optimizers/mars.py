@@ -43,7 +43,7 @@ class WPMARS(WeightPrediction):
         weight_decay_1d: their decoupled decay, >= 0.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
             predict_decay, predict_in_step, backup, amp, backend,
-            compute_dtype: as in `WPAdamW`.
+            compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -82,6 +82,7 @@ class WPMARS(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        track_prediction: bool = False,
     ) -> None:
         super().__init__(locals())
 

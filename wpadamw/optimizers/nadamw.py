@@ -36,7 +36,7 @@ class WPNAdamW(WeightPrediction):
         weight_decay: decoupled decay, >= 0.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
             predict_decay, predict_in_step, backup, amp, backend,
-            compute_dtype: as in `WPAdamW`.
+            compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -70,6 +70,7 @@ class WPNAdamW(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        track_prediction: bool = False,
     ) -> None:
         super().__init__(locals())
 

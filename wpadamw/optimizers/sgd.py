@@ -40,7 +40,7 @@ class WPSGD(WeightPrediction):
         predict_decay: without effect: the decay is part of the momentum.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
             predict_in_step, backup, amp, backend,
-            compute_dtype: as in `WPAdamW`.
+            compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -75,6 +75,7 @@ class WPSGD(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        track_prediction: bool = False,
     ) -> None:
         super().__init__(locals())
 
