@@ -8,6 +8,7 @@ from helpers import wide
 from rules.blend import Blend
 
 from wpadamw._backends.interface import BucketTensors, Gradients, Operation, Rows
+from wpadamw.rules.averaged import averaged
 from wpadamw.rules.rule import Settings
 from wpadamw.rules.squares import Squares
 

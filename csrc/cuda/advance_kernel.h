@@ -26,15 +26,23 @@ struct Entry {
 
   __device__ int looks_width() const { return ledger.num_looks * kNumLook<Rule>; }
   __device__ double* row(int64_t position) const {
-    return ledger.scalars + position * (kNumStep<Rule> + looks_width());
+    return ledger.scalars + position * (kNumStep<Rule> + ledger.has_averages + looks_width());
   }
-  __device__ double* looks(int64_t position) const { return row(position) + kNumStep<Rule>; }
+  __device__ double* looks(int64_t position) const {
+    return row(position) + kNumStep<Rule> + ledger.has_averages;
+  }
   __device__ double* record() const { return ledger.predictions + i * (1 + looks_width()); }
   __device__ int64_t count() const { return static_cast<int64_t>(ledger.steps[i]); }
 
   __device__ Row<Step, Look> scalars(int64_t count, int ahead) const {
     const auto& hyper = *reinterpret_cast<const typename Rule::Hyper*>(ledger.hyper);
     return Rule::scalars(hyper, count, ahead, ledger.shares[ahead]);
+  }
+
+  // Of a weight in its average, see wpadamw/rules/averaged.py.
+  __device__ double average_share(int64_t count) const {
+    const double past = 1.0 - ledger.hyper[kNumFields<typename Rule::Hyper, double>];
+    return (1.0 - past) / (1.0 - power(past, count));
   }
 
   template <typename part_t>
@@ -66,6 +74,7 @@ struct Entry {
   __device__ void step(bool predicts) const {
     const int64_t next = count() + 1;
     write(row(i), scalars(next, 0).step);
+    if (ledger.has_averages) row(i)[kNumStep<Rule>] = average_share(next);
     write_looks(looks(i), next);
     const bool is_void = ledger.found_inf != nullptr && *ledger.found_inf != 0.0f;
     if (!ledger.has_grad[i] || is_void) return;
