@@ -88,7 +88,7 @@ def test_the_first_share_is_all(ema):
 
 
 def test_with_1_averages_are_the_weights():
-    net, opt = started(ema=1.0, backup=True)
+    _, opt = started(ema=1.0, backup=True)
     for average, state in zip(averages(opt), opt.state.values(), strict=True):
         torch.testing.assert_close(average, state["weight"])
 
@@ -228,7 +228,8 @@ def test_files_of_torch_begin_averages(model_first):
     other, opt = loaded(theirs.state_dict(), load_model, model_first, ema=EMA)
     train(other, opt, [3])
     want = [
-        moved(a, w, 4) for a, w in zip(map(weights.__getitem__, (0, 2, 1, 3)), true(opt), strict=True)
+        moved(a, w, 4)
+        for a, w in zip(map(weights.__getitem__, (0, 2, 1, 3)), true(opt), strict=True)
     ]
     assert equal(averages(opt), want)
 
@@ -333,7 +334,9 @@ def test_groups_without_averages_hold_their_true_weights():
     set_grads(params, 0)
     opt.step()
     with opt.averaged_weights():
-        assert equal(held(params), [opt.state[params[0]]["average"], opt.state[params[1]]["weight"]])
+        assert equal(
+            held(params), [opt.state[params[0]]["average"], opt.state[params[1]]["weight"]]
+        )
     before = true(opt)
     opt.switch_to_average()
     assert equal(true(opt), [opt.state[params[0]]["average"], before[1]])
@@ -394,7 +397,7 @@ def test_files_that_are_written_inside(options):
     want = true(opt)
     with opt.averaged_weights():
         if options:
-            with pytest.raises(RuntimeError, match="state_dict.. of true weights without a backup"):
+            with pytest.raises(RuntimeError, match="true weights without a backup inside"):
                 opt.state_dict()
             return
         model, file = through_file([net.state_dict(), opt.state_dict()])

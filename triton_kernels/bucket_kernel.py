@@ -141,10 +141,10 @@ def bucket_kernel(
 
     ``grads`` holds the address of each tensor's gradient, 0 where updates leave it alone; ``index``
     each tensor's row of scalars, then each tensor's last row, or -1 where it holds true weights. A
-    prediction whose row is -1 moves nothing. Between the NUM_STEP numbers of an update and the looks
-    a row has the share of a weight in the ``averages``, where these are not None. ``factor`` is what gradients are multiplied by.
-    Alignments are the bytes of as many elements as 16 bytes of state hold: all arrays get the same
-    layout.
+    prediction whose row is -1 moves nothing. A row has NUM_STEP numbers of an update, with
+    ``averages`` (else None) the share of a weight in these, and from LOOKS_AT on its looks.
+    ``factor`` is what gradients are multiplied by. Alignments are the bytes of as many elements as
+    16 bytes of state hold: all arrays get the same layout.
     """
     if found_inf is not None:  # noqa: SIM102 -- decided when it is compiled
         if tl.load(found_inf) != 0:

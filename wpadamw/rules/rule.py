@@ -75,7 +75,7 @@ class Rule:
     has_time: ClassVar[bool] = True
     # Tensors in those that nothing reads.
     unused_names: ClassVar[tuple[str, ...]] = ()
-    # Those of its tensors that begin as the true weight, at any time: a state may come without them.
+    # Tensors that begin as the true weight, at any time: a state may come without them.
     from_weight: ClassVar[tuple[str, ...]] = ()
     Hyper: ClassVar[Any]
     Step: ClassVar[Any]
