@@ -24,7 +24,8 @@ struct Span {
 struct Bucket {
   DType param_dtype{};
   bool has_weights = false;  // true weights, apart from what parameters hold
-  std::vector<void*> state;  // flat, one of each kind
+  bool has_averages = false;  // of true weights
+  std::vector<void*> state;  // flat, one of each kind; the averages come last
   std::vector<Span> spans;
   int num_looks = 1;  // of a row of scalars
 };

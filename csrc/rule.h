@@ -51,21 +51,28 @@ WPADAMW_HOST_DEVICE part_t round_part(const double* numbers) {
   return part;
 }
 
-template <typename Rule, typename real_t>
-WPADAMW_HOST_DEVICE auto round_look(const double* row) {
-  return round_part<typename Rule::template Look<real_t>, real_t>(row + kNumStep<Rule>);
-}
-
-// Of several that lie side by side.
+// One of several that lie side by side.
 template <typename Rule, typename real_t>
 WPADAMW_HOST_DEVICE auto round_nth_look(const double* looks, int n) {
   return round_part<typename Rule::template Look<real_t>, real_t>(looks + n * kNumLook<Rule>);
 }
 
+// The looks of a row begin behind its step, and behind the share of an average where there are some.
+template <typename Rule>
+WPADAMW_HOST_DEVICE const double* looks_of(const double* row, bool has_averages) {
+  return row + kNumStep<Rule> + has_averages;
+}
+
 template <typename Rule, typename real_t>
-WPADAMW_HOST_DEVICE RowOf<Rule, real_t> round_row(const double* row) {
+WPADAMW_HOST_DEVICE RowOf<Rule, real_t> round_row(const double* row, bool has_averages) {
   return {round_part<typename Rule::template Step<real_t>, real_t>(row),
-          round_look<Rule, real_t>(row)};
+          round_nth_look<Rule, real_t>(looks_of<Rule>(row, has_averages), 0)};
+}
+
+// An average after a step, see wpadamw/rules/averaged.py.
+template <typename real_t>
+WPADAMW_HOST_DEVICE real_t moved_average(real_t average, real_t weight, real_t share) {
+  return average + (weight - average) * share;
 }
 
 // Whether a rule has an update; one without has sums alone.

@@ -8,6 +8,7 @@ from helpers import wide
 from rules.blend import Blend
 
 from wpadamw._backends.interface import BucketTensors, Gradients, Operation, Rows
+from wpadamw.rules.averaged import Averaged, averaged
 from wpadamw.rules.rule import Settings
 from wpadamw.rules.squares import Squares
 
@@ -19,7 +20,8 @@ HYPER = {
 }
 RULES = {name: case.rule() for name, case in CASES.items()}
 RULES |= {"blend": Blend(), "squares": Squares()}
-UPDATING = [rule for rule in RULES.values() if rule.state_names]
+AVERAGED = {name: averaged(RULES[name]) for name in ("adamw", "blend")}
+UPDATING = [*(rule for rule in RULES.values() if rule.state_names), *AVERAGED.values()]
 SUMMING = [rule for rule in RULES.values() if rule.num_terms]
 COUNTS = (1, 2, 50)
 # How far predictions go, by the number of looks.
@@ -31,6 +33,16 @@ NUMELS = (3, 2048, 0, 2049, 5000, 64)
 SUMMED = (*NUMELS, 40 * 2048 + 5)
 WITHOUT_GRAD = 3
 FACTOR = -0.3
+
+
+def label(rule):
+    """For the names of tests."""
+    return f"{rule.name}-averages" if isinstance(rule, Averaged) else rule.name
+
+
+def hyper_of(rule):
+    ema = (0.3,) if isinstance(rule, Averaged) else ()
+    return rule.Hyper(*HYPER[rule.name], *ema)
 
 
 def random_bucket(rule, dtype, has_backup, numels=NUMELS, num_looks=1):
@@ -72,7 +84,7 @@ def random_gradients(dtype, numels=NUMELS):
 
 
 def rows_of(rule, index, num_looks=1):
-    settings = Settings(rule.Hyper(*HYPER[rule.name]), SHARES[num_looks])
+    settings = Settings(hyper_of(rule), SHARES[num_looks])
     rows = [rule.row(settings, count, num_looks) for count in COUNTS]
     table = [[number for row in pair for number in row] for pair in rows]
     index = torch.tensor(index, dtype=torch.int32)

@@ -28,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 
 from wpadamw._backends import triton as backend
 from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
+from wpadamw.rules.averaged import averaged
 from wpadamw.rules.rule import Rule
 from wpadamw.rules.squares import Squares
 
@@ -55,6 +56,7 @@ class Instantiation(NamedTuple):
     has_backup: bool
     has_flag: bool = False  # found_inf
     num_looks: int = 1
+    has_averages: bool = False
 
 
 def instantiations(rule: str) -> list[Instantiation]:
@@ -103,8 +105,9 @@ def buckets() -> list[Instantiation]:
     ]
     moving = [one for one in of_a_rule("adamw") if one.param != "float64"]
     rollouts = [one._replace(num_looks=3) for one in of_a_rule("adamw")]
+    averages = [one._replace(has_averages=True) for one in (*of_a_rule("adamw"), largest(LARGEST))]
     return [
-        *(*adamw, *rollouts, *others, *steps),
+        *(*adamw, *rollouts, *averages, *others, *steps),
         *elsewhere([*moving, largest("adamw"), largest("sgd"), largest(LARGEST)]),
         steps[0]._replace(has_flag=True),
     ]
@@ -126,6 +129,7 @@ def covering() -> list[Instantiation]:
         *buckets(),
         *(*sums, squares, *elsewhere(sums[:1]), squares._replace(kernel="tensor_sums")),
         *(*advances, advances[0]._replace(has_flag=True), *others),
+        advances[1]._replace(has_averages=True),
         *elsewhere(advances[1:2]),
     ]
 
@@ -169,6 +173,7 @@ class Recorder:
 def kernels_of(chosen: Instantiation) -> backend.Kernels:
     """Those of a bucket of one parameter."""
     rule, dtype, has_backup = RULES[chosen.rule], getattr(torch, chosen.param), chosen.has_backup
+    rule = averaged(rule) if chosen.has_averages else rule
     param = torch.zeros(8, dtype=dtype)
     flat = torch.zeros(64, dtype=torch.promote_types(dtype, torch.float32))
     return backend.Kernels(

@@ -47,6 +47,7 @@ class BucketKernel:
     operation: str
     has_backup: bool
     accesses: Counter[str]  # instructions that access memory
+    has_averages: bool = True  # whether they are moved: where there are some
 
     @property
     def name(self) -> str:
@@ -59,6 +60,11 @@ class BucketKernel:
         """Bytes of a number of the state."""
         return max(4, SIZES[self.param])
 
+    @property
+    def num_states(self) -> int:
+        """Tensors of the state that an update moves."""
+        return NUM_STATES[self.rule] + self.has_averages
+
     def bytes_read(self) -> int:
         """Per parameter, from the table of the operations."""
         weight = self.real_size if self.has_backup else SIZES[self.param]
@@ -66,13 +72,13 @@ class BucketKernel:
             return weight
         if "step" not in self.operation:
             return weight + NUM_PREDICTING[self.rule] * self.real_size
-        return weight + SIZES[self.grad] + NUM_STATES[self.rule] * self.real_size
+        return weight + SIZES[self.grad] + self.num_states * self.real_size
 
     def bytes_written(self) -> int:
         """Per parameter, from the table of the operations."""
         if "step" not in self.operation:
             return SIZES[self.param]
-        num_real = NUM_STATES[self.rule] + self.has_backup
+        num_real = self.num_states + self.has_backup
         return SIZES[self.param] + num_real * self.real_size
 
     def wide_bytes(self, kind: str) -> int:

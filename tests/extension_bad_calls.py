@@ -71,6 +71,7 @@ BAD_FLAT = [
     ("rule", "lion", "rule must be a known name, got lion"),
     ("param_dtype", dtype(99), "param_dtype must be a known DType, got 99"),
     ("state", [64], "state must have 2 entries, got 1"),
+    ("has_averages", True, "state must have 3 entries, got 2"),
 ]
 BAD_CPU = {
     "Bucket": [

@@ -23,11 +23,15 @@ class Slow:
 
     def __init__(self, fl: Any, w: float, options: dict[str, Any]) -> None:
         self.fl, self.w, self.k, self.options = fl, w, 0, options
-        self.state = dict.fromkeys(self.state_names, 0.0)
+        self.state = {**dict.fromkeys(self.state_names, 0.0), "average": w}
 
     def step(self, g: float) -> None:
         self.k += 1
         self.update(self.signed(g))
+        if (ema := self.options["ema"]) is not None:
+            fl, average, past = self.fl, self.state["average"], 1 - ema
+            share = fl((1 - past) / (1 - past**self.k))
+            self.state["average"] = fl(average + fl(fl(self.w - average) * share))
 
     def signed(self, g: float) -> float:
         return -g if self.options["maximize"] else g

@@ -57,6 +57,9 @@ OPTIONS = {
     "rollout": {"prediction": "rollout", "prediction_steps": 2.5, "weight_decay": 0.3},
     "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 2.5, "backup": False},
     "predict-apart": {"predict_in_step": False},
+    "averages": {"ema": 0.3},
+    "averages-no-backup": {"ema": 0.3, "backup": False},
+    "averages-rollout-no-backup": {"ema": 0.3, "prediction": "rollout", "backup": False},
     **COPIES,
     "rollout-copies": {"prediction": "rollout", "compute_dtype": torch.bfloat16},
 }
@@ -64,6 +67,8 @@ INSTRUCTION_SET_OPTIONS = {
     **PLACES,
     "amsgrad": {"amsgrad": True, "prediction_steps": 2.5},
     "amsgrad-no-backup": {"amsgrad": True, "backup": False},
+    "averages": {"ema": 0.3},
+    "averages-no-backup": {"ema": 0.3, "backup": False},
 }
 STEPS = {"from-zero": 0, "from-step-1": 1, "from-step-1000": 1000}
 

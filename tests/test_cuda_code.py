@@ -73,8 +73,8 @@ def ptx(extension):
 
 
 def test_the_table_of_bytes_is_that_of_the_documentation():
-    def moved(*description):
-        kernel = BucketKernel(*description, accesses=Counter())
+    def moved(*description, has_averages=False):
+        kernel = BucketKernel(*description, accesses=Counter(), has_averages=has_averages)
         return kernel.bytes_read() + kernel.bytes_written()
 
     assert moved("adamw", "float", "float", "step_and_predict", True) == 32
@@ -83,6 +83,7 @@ def test_the_table_of_bytes_is_that_of_the_documentation():
     assert moved("adamw", bfloat16, bfloat16, "step_and_predict", True) == 28
     assert moved("sgd", "float", "float", "step_and_predict", True) == 24
     assert moved("amsgrad", "float", "float", "step_and_predict", True) == 40
+    assert moved("sgd", "float", "float", "step_and_predict", True, has_averages=True) == 32
 
 
 def test_every_array_is_accessed_by_16_bytes_and_as_often_as_the_table_says(kernels):

@@ -38,6 +38,9 @@ OPTIONS = {
     "undecayed-prediction": {"predict_decay": False, "weight_decay": 0.3},
     "rollout": {"prediction": "rollout", "prediction_steps": 2.5, "weight_decay": 0.3},
     "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 2.5, "backup": False},
+    "averages": {"ema": 0.3},
+    "averages-no-backup": {"ema": 0.3, "backup": False},
+    "averages-rollout-no-backup": {"ema": 0.3, "prediction": "rollout", "backup": False},
     "predict-apart": {"predict_in_step": False},
     "predict-apart-no-backup": {"predict_in_step": False, "backup": False},
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import pytest
 import torch
+from handed import handed
+from handed import train as handed_train
 from processes import WORLD_SIZE, needs_gloo, network, run, train
 
 import wpadamw
@@ -13,7 +16,7 @@ import wpadamw
 pytestmark = needs_gloo
 
 
-def sharded(nested=False):
+def sharded(nested=False, **options):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -21,7 +24,7 @@ def sharded(nested=False):
     if nested:
         fully_shard(net[0], mesh=mesh)
     fully_shard(net, mesh=mesh)
-    return net, wpadamw.WPAdamW(net.parameters(), lr=1e-2)
+    return net, wpadamw.WPAdamW(net.parameters(), lr=1e-2, **options)
 
 
 def check_training():
@@ -84,6 +87,51 @@ def check_loading_leaves_nothing_gathered():
         assert torch.equal(net(torch.ones(8, 7)), other(torch.ones(8, 7)))
 
 
+def check_averages():
+    net, opt = sharded(nested=True, ema=0.2)
+    plain = network()
+    plain_opt = wpadamw.WPAdamW(plain.parameters(), lr=1e-2, ema=0.2)
+    for each in ((net, opt), (plain, plain_opt)):
+        train(*each, range(3))
+    inputs = torch.ones(8, 7)
+    with torch.no_grad():
+        before = net(inputs)
+        with opt.averaged_weights(), plain_opt.averaged_weights():
+            inside = net(inputs)
+            torch.testing.assert_close(inside, plain(inputs), rtol=1e-5, atol=1e-6)
+            for param, state in opt.state.items():
+                assert state["average"].placements == param.placements
+                assert torch.equal(state["average"].to_local(), param.to_local())
+        assert torch.equal(net(inputs), before) and not torch.equal(inside, before)
+    opt.switch_to_average()
+    plain_opt.switch_to_average()
+    for each in ((net, opt), (plain, plain_opt)):
+        train(*each, range(3, 5))
+    for ours, theirs in zip(opt.state, plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.full_tensor(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def check_averages_of_handed_over_shards():
+    net, opt, _ = handed(optimizer=functools.partial(wpadamw.WPAdamW, ema=0.2))
+    handed_train(net, opt, range(3))
+    inputs = torch.ones(8, 7)
+    shards = [param.to_local().clone() for param in opt.state]
+    with torch.no_grad():
+        predicted = net(inputs)
+        with opt.averaged_weights():
+            for training in (True, False):
+                net.train(training)
+                inside = net(inputs)
+                averages = [state["average"].full_tensor() for state in opt.state.values()]
+                plain = network().bfloat16()
+                for param, average in zip(plain.parameters(), averages, strict=True):
+                    param.copy_(average)
+                torch.testing.assert_close(inside.float(), plain(inputs.bfloat16()).float())
+        net.train()
+        assert torch.equal(net(inputs), predicted)
+    assert all(map(torch.equal, shards, [param.to_local() for param in opt.state]))
+
+
 def test_sharded_parameters_train_and_resume_like_whole_ones():
     if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
         pytest.skip("before torch 2.6 FSDP2 is no public part of torch, and needs CUDA")
@@ -92,4 +140,6 @@ def test_sharded_parameters_train_and_resume_like_whole_ones():
         check_checkpoint,
         check_evaluations_leave_no_trace,
         check_loading_leaves_nothing_gathered,
+        check_averages,
+        check_averages_of_handed_over_shards,
     )

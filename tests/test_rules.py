@@ -25,7 +25,12 @@ def float32(x):
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 7  # from the sixth on updates can be rectified
-FORMS = {"minimize": {}, "maximize": {"maximize": True}, "rollout": {"prediction": "rollout"}}
+FORMS = {
+    "minimize": {},
+    "maximize": {"maximize": True},
+    "rollout": {"prediction": "rollout"},
+    "averages": {"ema": 0.3},
+}
 ROUNDINGS = {torch.float32: float32, torch.float64: float}
 
 
@@ -62,7 +67,8 @@ def check_formulas(case, dtype, generator, **options):
         assert_same_bits("predicted", param, want)
         optimizer.restore()
         assert_same_bits("true", param, torch.tensor([element.w for element in slow], dtype=dtype))
-    for name in case.rule.state_names:
+    averages = ["average"] if "ema" in options else []
+    for name in (*case.rule.state_names, *averages):
         want = torch.tensor([element.state[name] for element in slow], dtype=dtype)
         assert_same_bits(name, optimizer.state[param][name], want)
 
@@ -133,7 +139,7 @@ def test_rules_have_the_names_of_the_kernels():
 def test_rules_have_files_of_the_same_names(folder, suffix):
     def stems(path, suffix):
         found = {file.stem for file in (ROOT / path).glob(f"*.{suffix}")}
-        return found - {"__init__", "rule", "summing"}
+        return found - {"__init__", "averaged", "rule", "summing"}
 
     assert stems(f"{folder}/rules", suffix) == stems("wpadamw/rules", "py")
 

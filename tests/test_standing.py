@@ -95,6 +95,11 @@ def change_a_flag(params, opt, which, seed):
         group[name] = not group[name]
 
 
+def begin_or_end_averages(params, opt, which, seed):
+    group = opt.param_groups[which % 2]
+    group["ema"] = None if group["ema"] else 0.2
+
+
 def go_through_a_checkpoint(params, opt, which, seed):
     opt.load_state_dict(through_file(opt.state_dict()))
 
@@ -118,11 +123,22 @@ ACTIONS = [
 @pytest.mark.parametrize("options", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize("case", RULES.values(), ids=RULES)
 def test_both_ways_lead_to_the_same_bits(case, options):
+    check_both_ways(case, options, ACTIONS)
+
+
+@pytest.mark.parametrize("options", PLACES.values(), ids=PLACES)
+def test_both_ways_lead_to_the_same_averages(options):
+    rollout = {"prediction": "rollout"} if options.get("backup") is False else {}
+    actions = [*ACTIONS, begin_or_end_averages]
+    check_both_ways(RULES["adamw"], {"ema": 0.2, **rollout, **options}, actions)
+
+
+def check_both_ways(case, options, actions):
     dice = random.Random(1)
     short, long = start(case, **options), start(case, **options)
     long[1]._standing_plans = lambda: []
     for _ in range(150):
-        action = dice.choice([step] * 12 + ACTIONS)
+        action = dice.choice([step] * 12 + actions)
         which, seed = dice.randrange(4), dice.randrange(10**6)
         for params, opt in (short, long):
             action(params, opt, which, seed)

@@ -38,10 +38,13 @@ OPTIONS = {
     "no-backup": {"backup": False, "prediction_steps": 2.5, "weight_decay": 0.3},
     "amsgrad": {"amsgrad": True, "maximize": True},
     "amsgrad-no-backup": {"amsgrad": True, "backup": False},
+    "averages": {"ema": 0.3},
+    "averages-no-backup": {"ema": 0.3, "backup": False},
 }
 ROLLOUTS = {
     "rollout": {"prediction": "rollout", "prediction_steps": 2.5},
     "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 1.5, "backup": False},
+    "rollout-averages": {"prediction": "rollout", "prediction_steps": 1.5, "ema": 0.3},
 }
 # The interpreter truncates where it should round to bfloat16.
 EXACT_COPIES = {

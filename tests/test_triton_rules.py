@@ -18,6 +18,8 @@ from buckets import (
     SUMMING,
     UPDATING,
     WITHOUT_GRAD,
+    hyper_of,
+    label,
     random_bucket,
     random_gradients,
     rows_of,
@@ -65,7 +67,7 @@ def backend():
 def rules_and_kinds():
     """With and without a backup, where there may be none."""
     return [
-        pytest.param(rule, *kind, backup == "backup", id=f"{rule.name}-{name}-{backup}")
+        pytest.param(rule, *kind, backup == "backup", id=f"{label(rule)}-{name}-{backup}")
         for rule, (name, kind), backup in itertools.product(
             UPDATING, KINDS.items(), ("backup", "no-backup")
         )
@@ -89,7 +91,7 @@ def test_operations_equal_the_specification(
         assert_same_bits("array", got, want)
 
 
-@pytest.mark.parametrize("rule", UPDATING, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", UPDATING, ids=label)
 def test_infinite_weights_have_equal_effects(backend, rule):
     buckets = [random_bucket(rule, torch.float32, True, [3, 64]) for _ in range(2)]
     rows = rows_of(rule, [[0, 2], [-1, -1]])
@@ -106,7 +108,7 @@ def test_infinite_weights_have_equal_effects(backend, rule):
 
 
 @each_kind
-@pytest.mark.parametrize("rule", SUMMING, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", SUMMING, ids=label)
 def test_sums_equal_the_specification(backend, rule, dtype, grad_dtype):
     bucket = random_bucket(rule, dtype, bool(rule.state_names), SUMMED)
     grads = random_gradients(grad_dtype, SUMMED)
@@ -169,7 +171,7 @@ def used_rows(ledger, num_step, is_step):
 def rules_and_hypers():
     """Every rule as it is asked for; one also as its scalars are special."""
     for rule in UPDATING:
-        yield pytest.param(rule, HYPER[rule.name], id=rule.name)
+        yield pytest.param(rule, hyper_of(rule), id=label(rule))
     hyper = HYPER["sgd"]._replace(momentum=0.0)
     yield pytest.param(RULES["sgd"], hyper, id="sgd-without-momentum")
 

@@ -10,7 +10,18 @@ import dataclasses
 
 import pytest
 import torch
-from buckets import FACTOR, RULES, SUMMED, random_bucket, random_gradients, rows_of, run, tensors_of
+from buckets import (
+    AVERAGED,
+    FACTOR,
+    RULES,
+    SUMMED,
+    label,
+    random_bucket,
+    random_gradients,
+    rows_of,
+    run,
+    tensors_of,
+)
 from helpers import assert_same_bits
 from test_triton_rules import pytestmark, quiet  # noqa: F401
 
@@ -94,7 +105,7 @@ def specified(bucket, operation, grads, rows, truncates):
 
 
 @pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name)
-@pytest.mark.parametrize("rule", [RULES["adamw"], RULES["blend"]], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [RULES["adamw"], AVERAGED["blend"]], ids=label)
 @each_dtype
 @each_place
 def test_operations_equal_the_specification_wherever_weights_lie(
@@ -115,7 +126,7 @@ def test_operations_equal_the_specification_wherever_weights_lie(
 @each_dtype
 @each_place
 def test_sums_equal_the_specification_wherever_weights_lie(backend, places, dtype):
-    rule = RULES["blend"]
+    rule = AVERAGED["blend"]
     placed = Placed(random_bucket(rule, dtype, True, SUMMED), places)
     grads = random_gradients(torch.float32, SUMMED)
     rows = rows_of(rule, [[0, 1, 2, 0, 1, 2, 1], [-1] * 7])

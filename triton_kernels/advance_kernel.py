@@ -1,13 +1,14 @@
 """Counts, records and scalars of a bucket's parameters where the host must not wait for them.
 
 ``csrc/cuda/advance_kernel.h`` in Triton: a block of parameters each program. Records are
-``[kind, *Look]``, rows ``[*Step, *Look]``, of any rule.
+``[kind, *Look]``, rows ``[*Step, *Look]``, of any rule; with averages ``[*Step, share, *Look]``.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from wpadamw.triton_kernels.exact import power
 from wpadamw.triton_kernels.tuples import choose, load_row, store_row
 
 BLOCK_SIZE = 128
@@ -48,6 +49,13 @@ def keep_sums(sums, zeros, look, NUM_TERMS: tl.constexpr, NUM_LOOK: tl.constexpr
     return kept
 
 
+@triton.jit
+def average_share(ema, count):
+    """Of a weight in its average, see ``wpadamw/rules/averaged.py``."""
+    past = 1.0 - ema
+    return (1.0 - past) / (1.0 - power(past, count))
+
+
 @triton.jit(do_not_specialize=["num_tensors"])
 def advance_kernel(
     steps,
@@ -65,6 +73,7 @@ def advance_kernel(
     NUM_TERMS: tl.constexpr,
     NUM_HYPER: tl.constexpr,
     NUM_STEP: tl.constexpr,
+    LOOKS_AT: tl.constexpr,
     NUM_LOOK: tl.constexpr,
     NUM_LOOKS: tl.constexpr,
     UPDATE: tl.constexpr,
@@ -76,11 +85,11 @@ def advance_kernel(
     SCALARS and WITH_SUMS are the rule's functions.
     """
     LOOKS: tl.constexpr = NUM_LOOKS * NUM_LOOK
-    WIDTH: tl.constexpr = NUM_STEP + LOOKS
+    WIDTH: tl.constexpr = LOOKS_AT + LOOKS
     i = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask, last = i < num_tensors, i + num_tensors
     record, row = predictions + i * (1 + LOOKS), scalars + i * WIDTH
-    looks, last_looks = row + NUM_STEP, scalars + last * WIDTH + NUM_STEP
+    looks, last_looks = row + LOOKS_AT, scalars + last * WIDTH + LOOKS_AT
     count = tl.load(steps + i, mask).to(tl.int64)
     kind = tl.load(record, mask)
 
@@ -93,6 +102,9 @@ def advance_kernel(
         if found_inf is not None:
             where &= tl.load(found_inf + 0 * i) == 0
         tl.store(steps + i, count.to(tl.float32), where)
+        if LOOKS_AT > NUM_STEP:
+            share = average_share(tl.load(hyper + NUM_HYPER), count)
+            tl.store(row + NUM_STEP, share, mask)
     if UPDATE:
         summed = load_sums(sums + i, num_tensors, mask, NUM_TERMS)
     else:

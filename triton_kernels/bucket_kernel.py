@@ -26,6 +26,7 @@ def run_block(
     grad,
     weight,
     states,
+    averages,
     offset,
     begin,
     factor,
@@ -38,6 +39,7 @@ def run_block(
     RECOVER: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
+    LOOKS_AT: tl.constexpr,
     NUM_LOOK: tl.constexpr,
     NUM_LOOKS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
@@ -73,7 +75,7 @@ def run_block(
 
     if RECOVER is not None:
         recovered = recover_by(
-            last_row + NUM_STEP,
+            last_row + LOOKS_AT,
             holds_prediction,
             w,
             state,
@@ -84,7 +86,7 @@ def run_block(
         )
         w = tl.where(holds_prediction, recovered, w)
     if STEP is not None or PREDICT is not None:
-        look = load_row(row + NUM_STEP, moves, NUM_LOOK, STATE_DTYPE)
+        look = load_row(row + LOOKS_AT, moves, NUM_LOOK, STATE_DTYPE)
     if STEP is not None:
         step = load_row(row, None, NUM_STEP, STATE_DTYPE)
         g *= tl.load(factor).to(STATE_DTYPE)
@@ -92,9 +94,14 @@ def run_block(
         store_each(states, state, mask, NUM_STATES)
         if weight is not None:
             tl.store(weight, w, mask)
+        if averages is not None:
+            averages = tl.multiple_of(averages + offset, STATE_ALIGNMENT) + i
+            share = tl.load(row + NUM_STEP).to(STATE_DTYPE)
+            average = tl.load(averages, mask)
+            tl.store(averages, average + (w - average) * share, mask)
     if PREDICT is not None:
         predicted = predict_by(
-            row + NUM_STEP, moves, w, state, look, PREDICT, NUM_LOOK, NUM_LOOKS, STATE_DTYPE
+            row + LOOKS_AT, moves, w, state, look, PREDICT, NUM_LOOK, NUM_LOOKS, STATE_DTYPE
         )
         w = predicted if STEP is not None else tl.where(moves, predicted, w)
     tl.store(param, w.to(PARAM_DTYPE), mask)
@@ -105,6 +112,7 @@ def bucket_kernel(
     chunks,
     grads,
     states,
+    averages,
     scalars,
     index,
     num_tensors,
@@ -116,6 +124,7 @@ def bucket_kernel(
     HAS_WEIGHTS: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
+    LOOKS_AT: tl.constexpr,
     NUM_LOOK: tl.constexpr,
     NUM_LOOKS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
@@ -132,9 +141,10 @@ def bucket_kernel(
 
     ``grads`` holds the address of each tensor's gradient, 0 where updates leave it alone; ``index``
     each tensor's row of scalars, then each tensor's last row, or -1 where it holds true weights. A
-    prediction whose row is -1 moves nothing. ``factor`` is what gradients are multiplied by.
-    Alignments are the bytes of as many elements as 16 bytes of state hold: all arrays get the same
-    layout.
+    prediction whose row is -1 moves nothing. A row has NUM_STEP numbers of an update, with
+    ``averages`` (else None) the share of a weight in these, and from LOOKS_AT on its looks.
+    ``factor`` is what gradients are multiplied by. Alignments are the bytes of as many elements as
+    16 bytes of state hold: all arrays get the same layout.
     """
     if found_inf is not None:  # noqa: SIM102 -- decided when it is compiled
         if tl.load(found_inf) != 0:
@@ -147,8 +157,8 @@ def bucket_kernel(
             return
     place = tl.load(index + tensor).to(tl.int64)
     last_place = tl.load(index + num_tensors + tensor).to(tl.int64)
-    row = scalars + place * (NUM_STEP + NUM_LOOKS * NUM_LOOK)
-    last_row = scalars + last_place * (NUM_STEP + NUM_LOOKS * NUM_LOOK)
+    row = scalars + place * (LOOKS_AT + NUM_LOOKS * NUM_LOOK)
+    last_row = scalars + last_place * (LOOKS_AT + NUM_LOOKS * NUM_LOOK)
 
     # A chunk begins at a multiple of these bytes where its tensor does.
     is_aligned = (param % PARAM_ALIGNMENT == 0) & (grad % GRAD_ALIGNMENT == 0)
@@ -162,6 +172,7 @@ def bucket_kernel(
             grad,
             weight if HAS_WEIGHTS else None,
             states,
+            averages,
             offset,
             begin,
             factor,
@@ -174,6 +185,7 @@ def bucket_kernel(
             RECOVER,
             NUM_STATES,
             NUM_STEP,
+            LOOKS_AT,
             NUM_LOOK,
             NUM_LOOKS,
             PARAM_DTYPE,
@@ -195,6 +207,7 @@ def bucket_kernel(
                 grad,
                 weight if HAS_WEIGHTS else None,
                 states,
+                averages,
                 offset,
                 begin,
                 factor,
@@ -207,6 +220,7 @@ def bucket_kernel(
                 RECOVER,
                 NUM_STATES,
                 NUM_STEP,
+                LOOKS_AT,
                 NUM_LOOK,
                 NUM_LOOKS,
                 PARAM_DTYPE,

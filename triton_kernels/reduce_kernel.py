@@ -89,6 +89,7 @@ def chunk_sums_kernel(
     chunks,
     grads,
     states,
+    averages,
     scalars,
     index,
     num_tensors,
@@ -100,6 +101,7 @@ def chunk_sums_kernel(
     NUM_TERMS: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
+    LOOKS_AT: tl.constexpr,
     NUM_LOOK: tl.constexpr,
     NUM_LOOKS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
@@ -119,11 +121,11 @@ def chunk_sums_kernel(
     grad = tl.load(grads + tensor)
     if grad == 0:
         return
-    row = scalars + tl.load(index + tensor).to(tl.int64) * (NUM_STEP + NUM_LOOKS * NUM_LOOK)
+    row = scalars + tl.load(index + tensor).to(tl.int64) * (LOOKS_AT + NUM_LOOKS * NUM_LOOK)
     step = load_row(row, None, NUM_STEP, STATE_DTYPE)
-    look = load_row(row + NUM_STEP, None, NUM_LOOK, STATE_DTYPE)
+    look = load_row(row + LOOKS_AT, None, NUM_LOOK, STATE_DTYPE)
     last = tl.load(index + num_tensors + tensor).to(tl.int64)
-    last_looks = scalars + last * (NUM_STEP + NUM_LOOKS * NUM_LOOK) + NUM_STEP
+    last_looks = scalars + last * (LOOKS_AT + NUM_LOOKS * NUM_LOOK) + LOOKS_AT
     size = tl.load(factor).to(STATE_DTYPE)
 
     sums += tl.program_id(0).to(tl.int64)

@@ -26,6 +26,7 @@ class Bucket:
         weights: Sequence[int],
         state: Sequence[int],
         num_looks: int = 1,
+        has_averages: bool = False,
     ) -> None: ...
     def set_grads(self, grads: Sequence[int]) -> None: ...
     def run(

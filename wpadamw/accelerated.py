@@ -11,7 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-NAMES = ("weights_are", "true_weights", "predict", "restore", "reset_time", "clip_grad_norm_")
+NAMES = (
+    "weights_are",
+    "true_weights",
+    "averaged_weights",
+    "switch_to_average",
+    "predict",
+    "restore",
+    "reset_time",
+    "clip_grad_norm_",
+)
 
 
 class _Forward:

@@ -109,7 +109,7 @@ def _restore(module: Any) -> None:
         if link.is_of(module):
             if link.is_root:
                 link.follower.follow_parts()
-            link.follower.optimizer.restore()
+            link.follower.show_true()
 
 
 def _restore_between_forwards(module: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from wpadamw import layout
+from wpadamw.bucket import Bucket
 from wpadamw.compat import disable_dynamo, forget_gathered, outside_inference_mode
 from wpadamw.modes import Modes
 
@@ -16,7 +18,7 @@ Update = Callable[[Tensor, Tensor], Tensor | None]
 
 
 class Averages(Modes):
-    """What changes true weights between steps."""
+    """What changes true weights between steps, and what shows others in their place."""
 
     @disable_dynamo
     @outside_inference_mode
@@ -40,6 +42,7 @@ class Averages(Modes):
         Example:
             >>> opt.set_true_weights(lambda param, weight: weight.clamp(-1, 1))
         """
+        self._clients.check_no_averages("set_true_weights()")
         modes = self._modes()
         self.restore()
         plans = [self._plan(group) for group in self.param_groups]
@@ -55,11 +58,114 @@ class Averages(Modes):
             if value is not None:
                 local.copy_(value)
         self._plans.is_interrupted = False
-        if any(map(layout.is_dtensor, self._params())):
-            forget_gathered()
+        self._forget_gathered()
         if self._keeping.copies is not None:
             self._renew_copies(anew=True)
         self._return_to(modes)
+
+    @disable_dynamo
+    @outside_inference_mode
+    @torch.no_grad()
+    def switch_to_average(self) -> None:
+        """Have training go on from the averages: true weights take their values.
+
+        Moments, averages and counts stay, and predictions go on from the new weights. Groups
+        without ``ema`` stay as they are.
+
+        Raises:
+            RuntimeError: if no group has ``ema``, and inside `averaged_weights`.
+
+        Example:
+            >>> for epoch in range(epochs):
+            ...     train(model, opt)
+            ...     opt.switch_to_average()
+        """
+        self._check_averages("switch_to_average")
+        self._clients.check_no_averages("switch_to_average()")
+        self._settle_averages()
+        self.set_true_weights(lambda param, _: self._average(param))
+
+    @disable_dynamo
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Run the body with averages in the parameters; the former bits come back afterwards.
+
+        To evaluate and to save the averaged model, also as a decorator. Averages are rounded to the
+        parameters' dtype; parameters of groups without ``ema``, or without an update so far, hold
+        their true weights. Attached models do not predict inside. Whatever is written to the
+        parameters inside is lost. Statistics of batch normalisation are still those of training:
+        `torch.optim.swa_utils.update_bn` inside computes them for the averages.
+
+        Raises:
+            RuntimeError: if no group has ``ema``. And inside from `step`, from all that moves the
+                parameters to other weights or changes the true ones, from copies of the optimizer,
+                and from its `state_dict` if the true weights have no backup.
+
+        Example:
+            >>> with opt.averaged_weights():
+            ...     evaluate(model)
+        """
+        self._check_averages("averaged_weights")
+        if self._clients.shows_averages:
+            yield
+            return
+        with self.true_weights():
+            self._settle_averages()
+            kept = self._weights_without_backup()
+            try:
+                self._clients.show_averages()
+                self._show_averages()
+                yield
+            finally:
+                self._show_true(kept)
+                self._clients.shows_averages = False
+
+    def _check_averages(self, name: str) -> None:
+        if all(group["ema"] is None for group in self.param_groups):
+            raise RuntimeError(f"{name} needs ema, got an optimizer without it")
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def _settle_averages(self) -> None:
+        """Takes note of what came from outside; averages that have yet to begin do."""
+        self._finish_loading()
+        self._put_in_order()
+        if self._keeping.copies is not None:
+            self._renew_copies()  # which stay what they are while averages are shown
+
+    def _average(self, param: Tensor) -> Tensor | None:
+        """The average of a parameter, of a DTensor that of its shard."""
+        average = self.state.get(param, {}).get("average")
+        return None if average is None else layout.local(average)
+
+    def _buckets(self) -> list[Bucket]:
+        return [bucket for group in self.param_groups for bucket in self._plan(group).buckets]
+
+    def _weights_without_backup(self) -> dict[Tensor, Tensor]:
+        """What parameters hold that cannot have it again from a backup."""
+        params = [p for bucket in self._buckets() if not bucket.has_backup for p in bucket.params]
+        return {param: layout.local(param).detach().clone() for param in params}
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def _show_averages(self) -> None:
+        for bucket in self._buckets():
+            bucket.rewrite(list(map(self._average, bucket.params)), are_true=False)
+        self._forget_gathered()
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def _show_true(self, kept: dict[Tensor, Tensor]) -> None:
+        for bucket in self._buckets():
+            if bucket.has_backup:
+                bucket.restore()
+            else:
+                bucket.rewrite(list(map(kept.get, bucket.params)), are_true=False)
+        self._forget_gathered()
+
+    def _forget_gathered(self) -> None:
+        if any(map(layout.is_dtensor, self._params())):
+            forget_gathered()
 
 
 def _checked(update: Update, params: list[Tensor], weights: list[Tensor]) -> list[Tensor | None]:

@@ -92,7 +92,8 @@ class Bucket(BucketState):
 
     def quick_look(self) -> list[Gradients] | None:
         """The gradients, if all else is as the last own write has left it; else, or if, None."""
-        is_settled = self.begun is None and not self.staged and self.can_recreate()
+        is_settled = self.begun is None and not (self.staged or self.to_begin)
+        is_settled = is_settled and self.can_recreate()
         is_settled = is_settled and not self.ledger.is_written() and self.has_own_states()
         return self.gradients.quick_look() if is_settled and self.watch.is_untouched() else None
 
@@ -175,19 +176,18 @@ class Bucket(BucketState):
         pairs = zip(self.params, dense, strict=True)
         return [torch.view_as_complex(w) if param.is_complex() else w for param, w in pairs]
 
-    def rewrite(self, values: list[Tensor | None]) -> None:
-        """Gives true weights, which parameters hold now, other values; None leaves one as it is."""
-        targets, sources = [], []
-        for i, value in enumerate(values):
-            if value is not None:
-                held = [] if self.copies is not None else [self.tensors.params[i]]
-                weight = [] if self.tensors.weight is None else [self.tensors.weight[i]]
-                targets += [*held, *weight]
-                sources += [layout.as_real(value)] * len([*held, *weight])
-        if targets:
-            torch._foreach_copy_(targets, sources)
-            self.finish_write()
-            self.watch.own()  # these writes have raised versions, too
+    def rewrite(self, values: list[Tensor | None], are_true: bool = True) -> None:
+        """Gives parameters, which hold true weights now, other values; None leaves one as it is.
+
+        They are the true weights from now on, unless these are kept in a backup, or by the caller.
+        """
+        held = self.tensors.params if self.copies is None else self.tensors.weight
+        arrays = [held, self.tensors.weight] if are_true and self.has_backup else [held]
+        for array in arrays:
+            for target, value in zip(array or (), values, strict=True):
+                if value is not None:
+                    target.copy_(layout.as_real(value))
+        self.finish_write([True] * len(values))  # copying has raised versions, too
 
     # Frozen parameters.
 

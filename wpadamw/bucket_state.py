@@ -74,6 +74,9 @@ class BucketState:
         if counts_on_device:
             self.ledger = DeviceLedger(self.ledger, dense[0].device, self.kernels)
         flats = [*self.tensors.state_flat, self.tensors.weight_flat]
+        # Parameters whose state came without what begins as their true weights. It does when these
+        # are certain: a model may be loaded after its optimizer.
+        self.to_begin = [i for i, s in enumerate(states) if s and flat_state.lacks(s, rule)]
         self.state_values = flat_state.absorb(params, states, self.tensors, self.ledger)
         # Whose versions tell of writes: those to a DTensor do not raise that of its shard.
         self.flats = [flat for flat in flats if flat is not None]
@@ -118,6 +121,14 @@ class BucketState:
     def can_recreate(self) -> bool:
         """Whether the state is that from which parameters got what they hold."""
         return self.state_versions is not None and self.state_versions.are_of(self.flats)
+
+    def begin(self) -> None:
+        """Has what states came without begin as the true weights, which are known now."""
+        for i in self.to_begin:
+            flat_state.begin(i, self.tensors)
+        self.to_begin = []
+        if self.state_versions is not None:
+            self.state_versions = versions(self.flats)
 
     # Around own writes.
 

@@ -21,7 +21,7 @@ from wpadamw.checks import (
     foreign_options,
     why_no_memory,
 )
-from wpadamw.flat_state import StateDict
+from wpadamw.flat_state import COMMON_NAMES, StateDict
 from wpadamw.rules.rule import Rule, Rules, all_rules, relatives
 from wpadamw.saved_values import read_prediction, read_step, read_tensor
 
@@ -192,7 +192,8 @@ def _is_empty(entry: Any) -> bool:
 def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be a dict, got {type(entry).__name__}")
-    required = [*rule.state_names, "step"][: None if rule.has_time else -1]
+    required = [name for name in rule.state_names if name not in rule.from_weight]
+    required += ["step"] if rule.has_time else []
     required += ["weight"] if _has_weights(saved_group) else []
     required += ["prediction"] if "weights_are" in saved_group else []
     missing = [name for name in required if name not in entry]
@@ -202,7 +203,7 @@ def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None
             f"{sorted(map(str, entry))}{_as_of_others(entry)}"
         )
     known = {name for other in relatives(rule) for name in other.state_names}
-    known |= {*rule.unused_names, "step", "weight", "prediction"}
+    known |= {*rule.unused_names, *COMMON_NAMES}
     extra = [name for name in entry if name not in known]
     if extra:
         raise ValueError(f"{where} must have no entry {extra[0]!r}")
@@ -226,7 +227,8 @@ def _read_entry(where: str, entry: Any, saved_group: Group, param: Tensor, rule:
         raise ValueError(f"{where} is of a parameter that {reason}")
     state: StateDict = {"step": read_step(where, entry.get("step", 1.0))}
     weights = ["weight"] if _has_weights(saved_group) else []
-    for name in [*rule.state_names, *weights]:
+    own = [name for name in rule.state_names if name in entry]  # averages may begin now
+    for name in [*own, *weights]:
         state[name] = read_tensor(f"{where}[{name!r}]", entry[name], param)
     if "prediction" in entry:
         state["prediction"] = read_prediction(where, entry["prediction"], rule)

@@ -161,6 +161,12 @@ def _check_real(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number, got {value!r:.200}")
 
 
+def _check_ema(name: str, value: Any) -> None:
+    # The share of the past has to be a number below 1 in float64.
+    if not (value is None or (_is_number(value) and 0.0 <= 1.0 - float(value) < 1.0)):
+        raise ValueError(f"{name} must be None or a number in (0, 1], got {value!r:.200}")
+
+
 def _check_flag(name: str, value: Any) -> None:
     _check_one_of(name, value, (False, True))
 
@@ -232,6 +238,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "predict_in_step": _check_flag,
     "track_prediction": _check_flag,
     "backup": _check_flag,
+    "ema": _check_ema,
 }
 
 

@@ -102,6 +102,7 @@ class Clients:
         # The followers whose forwards are under way. (Not a number: threads may meet.)
         self.under_way: list[Any] = []
         self.is_held_true = False  # inside true_weights()
+        self.shows_averages = False  # inside averaged_weights()
         self.has_shown_true = True  # whether parameters held true weights since the last update
         self.gradients_of: set[bool] = set()  # forwards in training mode, or not
         self.needs_look = True  # before an update
@@ -109,8 +110,18 @@ class Clients:
         self._callers: set[str] | None = None  # modules in whose frames the first step was called
         self._said: set[str] = set()
 
+    def show_averages(self) -> None:
+        """Before parameters hold averages: nothing may change them until they hold true weights."""
+        self.shows_averages = self.needs_look = True
+
+    def check_no_averages(self, what: str) -> None:
+        """Raises RuntimeError while parameters hold averages."""
+        if self.shows_averages:
+            raise RuntimeError(f"{what} inside averaged_weights(): parameters hold averages there")
+
     def announce(self, optimizer: Any, mode: Mode) -> None:
         """Before a user has parameters go to a mode."""
+        self.check_no_averages(f"going to {mode} weights")
         for hook in list(self.mode_hooks.values()):
             hook(optimizer, mode)
 
@@ -120,6 +131,7 @@ class Clients:
         Raises:
             RuntimeError: for such a program. Weights and state are as before.
         """
+        self.check_no_averages("step()")
         if self._callers is None:
             self._callers = _calling_modules()
         predicts, wrapper = _predict(groups), next(_known(_WRAPPERS, self._callers), None)

@@ -27,11 +27,14 @@ PADDING = 64
 
 StateDict = dict[str, Any]
 
+# What any rule's state may have beside the rule's own tensors.
+COMMON_NAMES = {"average", "prediction", "step", "weight"}
+
 
 def own_names() -> set[str]:
     """Every name that this package may put into the state of a parameter."""
     of_rules = {name for rule in all_rules() for name in rule.state_names}
-    return of_rules | {"step", "weight", "prediction"}
+    return of_rules | COMMON_NAMES
 
 
 def all_same(left: Iterable[object], right: Iterable[object]) -> bool:
@@ -103,9 +106,24 @@ def absorb(
             cast(list[Tensor], tensors.weight)[i].copy_(tensors.params[i])
         for name in views[i].keys() & state.keys():
             views[i][name].copy_(state[name])
+        if lacks(state, tensors.rule):
+            begin(i, tensors)
         step, prediction = map(layout.with_own_storage, (ledger.steps[i], ledger.predictions[i]))
         _replace(state, {"step": step, **views[i], "prediction": prediction})
     return [value for state in states for value in state.values()]
+
+
+def lacks(state: StateDict, rule: Rule) -> bool:
+    """Whether a state is without what begins as the true weight."""
+    return not state.keys() >= {*rule.from_weight}
+
+
+def begin(i: int, tensors: BucketTensors) -> None:
+    """Has that begin as what is known of parameter i's true weight."""
+    weights = tensors.params if tensors.weight is None else tensors.weight
+    for name, values in zip(tensors.rule.state_names, tensors.state, strict=True):
+        if name in tensors.rule.from_weight:
+            values[i].copy_(weights[i])
 
 
 def _replace(state: StateDict, own: StateDict) -> None:

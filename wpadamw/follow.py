@@ -107,6 +107,11 @@ class Follower:
         else:
             self.optimizer.restore()
 
+    def show_true(self) -> None:
+        """For readers, who get averages inside averaged_weights()."""
+        if not self.clients.shows_averages:
+            self.optimizer.restore()
+
     def serves(self, model: nn.Module) -> bool:
         """Whether the model holds parameters of the optimizer, not others for a functional call."""
         own = self.params()

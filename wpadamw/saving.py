@@ -22,6 +22,7 @@ class Saving(Upkeep):
     """State dicts that carry the true weights, and loading in any order."""
 
     def __getstate__(self) -> dict[str, Any]:
+        self._clients.check_no_averages("copying an optimizer")
         self._put_in_order()
         state = {param: dict(entry) for param, entry in self.state.items()}
         own = {"state": defaultdict(dict, state), "_backend": self._backend, "_amp": self._amp}
@@ -48,6 +49,9 @@ class Saving(Upkeep):
         parameters of attached models go to their true weights, as by the model's ``state_dict``:
         files that are written together are of one mode, whichever comes first.
         """
+        has_backup = self._keeping.copies is None and all(g["backup"] for g in self.param_groups)
+        if not has_backup:
+            self._clients.check_no_averages("state_dict() of true weights without a backup")
         self._put_in_order()
         self._clients.check_saving(self.param_groups)
         answer_through_accelerate()  # which asks for it when it prepares an optimizer
@@ -76,6 +80,7 @@ class Saving(Upkeep):
         Raises:
             ValueError: for a file that does not fit. Weights and state are as before.
         """
+        self._clients.check_no_averages("load_state_dict()")
         self._load(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

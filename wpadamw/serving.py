@@ -20,6 +20,7 @@ from wpadamw.compat import (
 )
 from wpadamw.copies import Copies, Keeping, Kind, check_compute_dtype
 from wpadamw.plan import GroupPlan
+from wpadamw.rules.averaged import averaged
 from wpadamw.rules.rule import Rule, Rules
 from wpadamw.scaling import Clipping
 from wpadamw.sums import GradientSums
@@ -105,7 +106,8 @@ class Serving(Optimizer):
         return self._rule(group)
 
     def _rules(self, group: Group) -> Rules:
-        return Rules(self._rule(group), self._rule_of_rest(group))
+        rules = self._rule(group), self._rule_of_rest(group)
+        return Rules(*(rules if group["ema"] is None else map(averaged, rules)))
 
     def _params(self) -> list[Tensor]:
         """The parameters of all groups."""
@@ -151,11 +153,24 @@ class Serving(Optimizer):
         """The group's plan, with every parameter in the group's mode."""
         plan = self._plan(group)
         for bucket in plan.buckets:
+            if self._clients.shows_averages:
+                continue  # true weights come back after them
             if written := bucket.written_outside():
                 self._settle(bucket, written, group)
             if not bucket.holds_all(group["weights_are"]):  # an operation was interrupted
                 bucket.move(group["weights_are"], plan.settings(bucket.rule))
+            if bucket.to_begin and self._plans.loaded == "no":
+                self._begin(bucket, group)
         return plan
+
+    def _begin(self, bucket: Bucket, group: Group) -> None:
+        """Has averages that a state came without begin as the true weights."""
+        settings = bucket.rule.settings(group, float(group["lr"]))
+        if bucket.recovers:
+            bucket.restore()
+        bucket.begin()
+        if bucket.recovers:
+            bucket.move(group["weights_are"], settings)
 
     def _check_running(self, group: Group) -> None:
         """Raises ValueError for hyper-parameters that a step could not take."""

@@ -51,7 +51,7 @@ class Standing:
         """Whether all is as the last own write has left it, and every parameter has a gradient."""
         bucket = self.bucket
         of_params, of_flats = bucket.watch.versions, bucket.state_versions
-        if bucket.begun is not None or of_params is None or of_flats is None:
+        if bucket.begun is not None or bucket.to_begin or of_params is None or of_flats is None:
             return False
         self.count = self.in_c.look(of_params, of_flats, self.ledger.versions)
         return bool(self.count >= 0)

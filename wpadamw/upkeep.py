@@ -48,6 +48,7 @@ class Upkeep(Serving):
         moving = [(group, mode) for group, mode in pairs if group["weights_are"] != mode]
         for group, _ in moving:
             check_mode(group)
+            self._clients.check_no_averages("switching between modes")
         for group, mode in moving:
             self._move(group, mode, look)
 

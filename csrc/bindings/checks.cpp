@@ -84,9 +84,9 @@ void refuse_memory(const Argument& argument, const Memory& found) {
   refuse(argument, "be the address of at least " + num_bytes + " bytes", address);
 }
 
-void check_state(const RuleInfo& rule, const Addresses& state, int64_t num_bytes,
-                 size_t alignment) {
-  check_size("state", state.size(), rule.state.size());
+void check_state(const RuleInfo& rule, bool has_averages, const Addresses& state,
+                 int64_t num_bytes, size_t alignment) {
+  check_size("state", state.size(), rule.state.size() + has_averages);
   for (size_t k = 0; k < state.size(); ++k) {
     check_memory({"state", k}, {state[k], num_bytes, alignment});
   }

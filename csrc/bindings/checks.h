@@ -68,8 +68,9 @@ inline void check_memory(const Argument& argument, const Memory& found) {
   if (!found.is_possible()) refuse_memory(argument, found);
 }
 
-// The flat buffers of a bucket, one of each kind of state.
-void check_state(const RuleInfo& rule, const Addresses& state, int64_t num_bytes, size_t alignment);
+// The flat buffers of a bucket, one of each kind of state, and of averages.
+void check_state(const RuleInfo& rule, bool has_averages, const Addresses& state,
+                 int64_t num_bytes, size_t alignment);
 
 // True weights apart from the parameters: what is narrower than its state needs them, and rules that
 // cannot recover them do.

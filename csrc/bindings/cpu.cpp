@@ -24,7 +24,7 @@ constexpr int kMaxThreads = 4096;
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& params,
                         const Sizes& offsets, const Sizes& numels, const Addresses& weights,
-                        const Addresses& state, int num_looks) {
+                        const Addresses& state, int num_looks, bool has_averages) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
   check_range("num_looks", num_looks, 1, kMaxLooks);
@@ -34,7 +34,9 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addres
   const int64_t past = check_spans(param_dtype, params, offsets, numels);
   const size_t real_size = real_size_of(param_dtype);
   bucket.has_weights = !weights.empty();
-  check_state(bucket.rule(), state, past * static_cast<int64_t>(real_size), real_size);
+  bucket.has_averages = has_averages;
+  check_state(bucket.rule(), has_averages, state, past * static_cast<int64_t>(real_size),
+              real_size);
   check_sources(bucket.rule(), param_dtype, bucket.has_weights, past > 0);
   if (bucket.has_weights) check_weights(weights, numels, real_size);
   for (const uintptr_t address : state) bucket.state.push_back(reinterpret_cast<void*>(address));
@@ -207,7 +209,7 @@ void bind_cpu(py::module_& m) {
   bucket
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("params"),
            py::arg("offsets"), py::arg("numels"), py::arg("weights"), py::arg("state"),
-           py::arg("num_looks") = 1)
+           py::arg("num_looks") = 1, py::arg("has_averages") = false)
       .def_property_readonly("completed", &completed)
       .def("set_grads", &set_grads, py::arg("grads"))
       .def("run", &run, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),

@@ -40,13 +40,13 @@ struct BoundBucket : cuda::Bucket {
   int64_t advanced = 0;
 
   const RuleInfo& rule() const { return rules()[rule_id]; }
-  int64_t row_width() const { return rule().row_width(num_looks); }
+  int64_t row_width() const { return rule().row_width(num_looks, has_averages); }
   const cuda::Kernels& kernels() const { return *cuda::kKernels[rule_id]; }
 };
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t chunks,
                         int64_t num_chunks, int64_t num_tensors, uintptr_t grads, bool has_weights,
-                        const Addresses& state, int num_looks) {
+                        const Addresses& state, int num_looks, bool has_averages) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
   check_range("num_looks", num_looks, 1, kMaxLooks);
@@ -56,7 +56,9 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t ch
   check_range("num_chunks", num_chunks, 0, kMaxBlocks);
   check_range("num_tensors", num_tensors, has_elements, kMaxTensors);
   // How large they are stands in device memory: at least one access.
-  check_state(bucket.rule(), state, has_elements * cuda::kAccessBytes, cuda::kAccessBytes);
+  check_state(bucket.rule(), has_averages, state, has_elements * cuda::kAccessBytes,
+              cuda::kAccessBytes);
+  bucket.has_averages = has_averages;
   check_sources(bucket.rule(), param_dtype, has_weights, has_elements);
   bucket.param_dtype = param_dtype;
   bucket.chunks = array<const cuda::Chunk>("chunks", chunks, num_chunks);
@@ -156,11 +158,12 @@ void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintp
   check_can_step(rule);
   check_range("num_tensors", num_tensors, 0, kMaxEntries);
   check_code("operation", operation);
-  const auto num_hyper = static_cast<int64_t>(rule.hyper.size());
+  const auto num_hyper = static_cast<int64_t>(rule.hyper.size()) + bucket.has_averages;
   cuda::Ledger ledger;
   ledger.num_tensors = num_tensors;
   ledger.steps = array<float>("steps", steps, num_tensors);
   ledger.num_looks = bucket.num_looks;
+  ledger.has_averages = bucket.has_averages;
   ledger.predictions = array<double>("predictions", predictions,
                                      num_tensors * rule.record_width(bucket.num_looks));
   ledger.hyper = array<const double>("hyper", hyper, num_tensors > 0 ? num_hyper : 0);
@@ -184,7 +187,7 @@ void bind_cuda(py::module_& m) {
   bucket
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("chunks"),
            py::arg("num_chunks"), py::arg("num_tensors"), py::arg("grads"), py::arg("has_weights"),
-           py::arg("state"), py::arg("num_looks") = 1)
+           py::arg("state"), py::arg("num_looks") = 1, py::arg("has_averages") = false)
       .def("run_row", &run_row, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("num_rows"), py::arg("grad_factor"), py::arg("grad_factor_address"),
            py::arg("found_inf"), py::arg("stream"))

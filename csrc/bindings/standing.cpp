@@ -61,11 +61,10 @@ class Standing {
   void step(Operation operation, const std::vector<double>& row, bool holds_prediction,
             double grad_factor, int num_threads, const py::object& of_params) {
     if (!grads_) throw std::runtime_error("look must be called before step");
-    const RuleInfo& rule = bucket().rule();
     check_size("row", row.size(), static_cast<size_t>(bucket().row_width()));
     std::vector<double> rows(row);
     if (holds_prediction && !bucket().has_weights && records_[0] == kMade) {
-      rows.resize(row.size() + rule.step.size());
+      rows.resize(row.size() + static_cast<size_t>(bucket().step_width()));
       rows.insert(rows.end(), records_ + 1, records_ + bucket().record_width());
     }
     const auto num_rows = static_cast<int64_t>(rows.size() / row.size());
@@ -93,7 +92,7 @@ class Standing {
   }
 
   void record(Operation operation, const double* row) {
-    const double* looks = row + bucket().rule().step.size();
+    const double* looks = row + bucket().step_width();
     const int64_t width = bucket().record_width() - 1;
     double* record = records_;
     for (size_t i = 0; i < bucket().spans.size(); ++i) {

@@ -30,6 +30,7 @@ WPADAMW_HOST_DEVICE void prefetch(const Tensor<Rule, param_t>& tensor, int64_t i
   if constexpr (kOperation == Operation::kRestore && kSource == Source::kBackup) return;
   for (int k = 0; k < Rule::kNumStates; ++k) prefetch_block(tensor.state.at[k] + i);
   if constexpr (is_step(kOperation)) {
+    if (tensor.average != nullptr) prefetch_block(tensor.average + i);
     if (tensor.has_real_grad) {
       prefetch_block(tensor.real_grad() + i);
     } else {
@@ -69,6 +70,9 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t 
   alignas(64) real_t converted[kBlock];
   const real_t* grads = nullptr;
   if constexpr (is_step(kOperation)) grads = tensor.gradients(begin, n, converted);
+  // Where they have no place of their own true weights wait here for the averages.
+  alignas(64) real_t apart[kBlock];
+  real_t* weights = kSource == Source::kBackup ? tensor.weight + begin : apart;
   // Every load of an element precedes its stores and no two arrays overlap.
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
@@ -80,8 +84,11 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t 
     out[j] = Round<param_t>::from(apply<kOperation>(element, gradient, row));
     if constexpr (is_step(kOperation)) {
       tensor.store_state(i, element.state);
-      if constexpr (kSource == Source::kBackup) tensor.weight[i] = element.weight;
+      weights[j] = element.weight;
     }
+  }
+  if constexpr (is_step(kOperation)) {
+    if (tensor.average != nullptr) tensor.move_averages(begin, n, weights);
   }
   if constexpr (predicts(kOperation)) {
     if (tensor.num_looks > 1) look_on(tensor, begin, n, out);
@@ -100,6 +107,7 @@ void run_range(const Task& task, int64_t begin, int64_t end, bool streaming) {
     run_block<kOperation, kSource>(tensor, i, kBlock, out);
     write_out(tensor.param + i, out, kBlock, streaming);
   }
+  if (i >= end) return;
   run_block<kOperation, kSource>(tensor, i, end - i, out);
   write_out(tensor.param + i, out, end - i, false);
 }

@@ -18,6 +18,7 @@ struct Task {
   uintptr_t grad;
   int64_t offset;
   void* const* state;
+  bool has_averages;  // behind the rule's own state
   const double* row;
   const double* held;  // row of the prediction that the parameter holds, where it holds one
   double grad_factor;

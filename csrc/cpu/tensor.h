@@ -20,6 +20,8 @@ struct Tensor {
   const void* grad;
   bool has_real_grad;
   Values<real_t*, Rule::kNumStates> state;
+  real_t* average = nullptr;  // or null
+  real_t average_share{};
   real_t grad_factor;
   RowOf<Rule, real_t> row;
   Look held{};
@@ -33,15 +35,18 @@ struct Tensor {
         grad(reinterpret_cast<const void*>(task.grad)),
         has_real_grad(task.has_real_grad),
         grad_factor(static_cast<real_t>(task.grad_factor)),
-        row(round_row<Rule, real_t>(task.row)),
-        looks(task.row + kNumStep<Rule>),
+        row(round_row<Rule, real_t>(task.row, task.has_averages)),
+        looks(looks_of<Rule>(task.row, task.has_averages)),
         num_looks(task.num_looks) {
     if (task.held != nullptr) {
-      held = round_look<Rule, real_t>(task.held);
-      held_looks = task.held + kNumStep<Rule>;
+      held_looks = looks_of<Rule>(task.held, task.has_averages);
+      held = round_nth_look<Rule, real_t>(held_looks, 0);
     }
-    for (int k = 0; k < Rule::kNumStates; ++k) {
-      state.at[k] = static_cast<real_t*>(task.state[k]) + task.offset;
+    const auto flat = [&](int k) { return static_cast<real_t*>(task.state[k]) + task.offset; };
+    for (int k = 0; k < Rule::kNumStates; ++k) state.at[k] = flat(k);
+    if (task.has_averages) {
+      average = flat(Rule::kNumStates);
+      average_share = static_cast<real_t>(task.row[kNumStep<Rule>]);
     }
   }
 
@@ -98,6 +103,15 @@ struct Tensor {
       for (int64_t j = 0; j < n; ++j) {
         values[j] = Rule::predict(values[j], load_state(begin + j), look);
       }
+    }
+  }
+
+  // Moves the averages of n elements from `begin` on towards their new weights.
+  [[gnu::noinline]] void move_averages(int64_t begin, int64_t n, const real_t* weights) const {
+    real_t* averages = average + begin;
+#pragma GCC ivdep
+    for (int64_t j = 0; j < n; ++j) {
+      averages[j] = moved_average(averages[j], weights[j], average_share);
     }
   }
 

@@ -51,6 +51,7 @@ Task task_of(const Bucket& bucket, const Call& call, const Span& span) {
           span.grad,
           span.offset,
           bucket.state.data(),
+          bucket.has_averages,
           row(std::max(span.row, 0)),
           span.held < 0 ? nullptr : row(span.held),
           call.grad_factor,

@@ -26,9 +26,11 @@ struct Entry {
 
   __device__ int looks_width() const { return ledger.num_looks * kNumLook<Rule>; }
   __device__ double* row(int64_t position) const {
-    return ledger.scalars + position * (kNumStep<Rule> + looks_width());
+    return ledger.scalars + position * (kNumStep<Rule> + ledger.has_averages + looks_width());
   }
-  __device__ double* looks(int64_t position) const { return row(position) + kNumStep<Rule>; }
+  __device__ double* looks(int64_t position) const {
+    return row(position) + kNumStep<Rule> + ledger.has_averages;
+  }
   __device__ double* record() const { return ledger.predictions + i * (1 + looks_width()); }
   __device__ int64_t count() const { return static_cast<int64_t>(ledger.steps[i]); }
 
@@ -44,6 +46,12 @@ struct Entry {
       for (int t = 0; t < Rule::kNumTerms; ++t) values.at[t] = sums[t * stride];
       return Rule::with_sums(hyper, row, values);
     }
+  }
+
+  // Of a weight in its average, see wpadamw/rules/averaged.py.
+  __device__ double average_share(int64_t count) const {
+    const double past = 1.0 - ledger.hyper[kNumFields<typename Rule::Hyper, double>];
+    return (1.0 - past) / (1.0 - power(past, count));
   }
 
   template <typename part_t>
@@ -77,6 +85,7 @@ struct Entry {
     const int64_t next = count() + 1, stride = ledger.num_tensors;
     const double* sums = ledger.sums + i;
     write(row(i), scalars(next, 0, sums, stride).step);
+    if (ledger.has_averages) row(i)[kNumStep<Rule>] = average_share(next);
     write_looks(looks(i), next, sums, stride);
     const bool is_void = ledger.found_inf != nullptr && *ledger.found_inf != 0.0f;
     if (!ledger.has_grad[i] || is_void) return;

@@ -45,7 +45,10 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
       if constexpr (is_step(kOperation)) held[j] = step_element(loaded, j);
       if constexpr (!is_step(kOperation)) held[j] = this->element(loaded, j).weight;
     }
-    if constexpr (is_step(kOperation)) store_updated(i, loaded);
+    if constexpr (is_step(kOperation)) {
+      store_updated(i, loaded);
+      if (arguments.has_averages()) move_averages(arguments, i, loaded);
+    }
     if constexpr (predicts(kOperation)) {
       this->look_on(arguments, loaded, kNumDone, moves ? arguments.num_looks : 0, held);
     }
@@ -59,6 +62,22 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     if constexpr (kHasBackup) loaded.weight.store(this->weight + i);
 #pragma unroll
     for (int k = 0; k < Rule::kNumStates; ++k) loaded.state.at[k].store(this->state.at[k] + i);
+  }
+
+  // After the state has been stored: its registers are free. What is known of the chunk is read again
+  // for the same reason.
+  template <int kN>
+  __device__ void move_averages(const Arguments<Rule, real_t>& arguments, int i,
+                                const Loaded<kN>& loaded) const {
+    real_t* averages = arguments.averages + arguments.chunks[blockIdx.x].offset + i;
+    const real_t share = arguments.average_share_of(this->tensor);
+    Pack<real_t, kN> average;
+    average.load(averages);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) {
+      average.values[j] = moved_average(average.values[j], loaded.weight.values[j], share);
+    }
+    average.store(averages);
   }
 
   // All loads of a thread before its first use of one: they wait for memory together.

@@ -19,6 +19,8 @@ struct Arguments {
   const uintptr_t* grads;
   int64_t num_tensors;
   Values<real_t*, Rule::kNumStates> state;
+  real_t* averages = nullptr;  // or null
+  real_t average_share{};
   const double* scalars;
   const int32_t* index;
   RowOf<Rule, real_t> row{};
@@ -42,10 +44,18 @@ struct Arguments {
         found_inf(call.found_inf),
         num_looks(bucket.num_looks),
         predicts(wpadamw::predicts(call.operation)) {
-    if (call.rows.row != nullptr) row = round_row<Rule, real_t>(call.rows.row);
-    if (call.rows.held != nullptr) held = round_look<Rule, real_t>(call.rows.held);
-    for (int k = 0; k < Rule::kNumStates; ++k) {
-      state.at[k] = static_cast<real_t*>(bucket.state[static_cast<size_t>(k)]);
+    if (call.rows.row != nullptr) row = round_row<Rule, real_t>(call.rows.row, bucket.has_averages);
+    if (call.rows.held != nullptr) {
+      held = round_nth_look<Rule, real_t>(looks_of<Rule>(call.rows.held, bucket.has_averages), 0);
+    }
+    const auto flat = [&](int k) {
+      return static_cast<real_t*>(bucket.state[static_cast<size_t>(k)]);
+    };
+    for (int k = 0; k < Rule::kNumStates; ++k) state.at[k] = flat(k);
+    if (!bucket.has_averages) return;
+    averages = flat(Rule::kNumStates);
+    if (call.rows.row != nullptr) {
+      average_share = static_cast<real_t>(call.rows.row[kNumStep<Rule>]);
     }
   }
 
@@ -58,10 +68,15 @@ struct Arguments {
   }
   __device__ RowOf<Rule, real_t> row_of(int32_t tensor) const {
     if (index == nullptr) return row;
-    return round_row<Rule, real_t>(at(index[tensor] < 0 ? 0 : index[tensor]));
+    return round_row<Rule, real_t>(at(index[tensor] < 0 ? 0 : index[tensor]), has_averages());
+  }
+  __device__ bool has_averages() const { return averages != nullptr; }
+  __device__ real_t average_share_of(int32_t tensor) const {
+    if (index == nullptr) return average_share;
+    return static_cast<real_t>(at(index[tensor])[kNumStep<Rule>]);
   }
   __device__ Look held_of(int32_t tensor) const {
-    return index == nullptr ? held : round_look<Rule, real_t>(at(index[num_tensors + tensor]));
+    return index == nullptr ? held : held_look(tensor, 0);
   }
   __device__ real_t factor() const {
     return grad_factor_address == nullptr ? grad_factor : static_cast<real_t>(*grad_factor_address);
@@ -69,14 +84,14 @@ struct Arguments {
   // Rows of several looks lie in device memory.
   __device__ Look look(int32_t tensor, int n) const {
     const double* row = at(index[tensor] < 0 ? 0 : index[tensor]);
-    return round_nth_look<Rule, real_t>(row + kNumStep<Rule>, n);
+    return round_nth_look<Rule, real_t>(looks_of<Rule>(row, has_averages()), n);
   }
   __device__ Look held_look(int32_t tensor, int n) const {
     const double* row = at(index[num_tensors + tensor]);
-    return round_nth_look<Rule, real_t>(row + kNumStep<Rule>, n);
+    return round_nth_look<Rule, real_t>(looks_of<Rule>(row, has_averages()), n);
   }
   __device__ const double* at(int32_t i) const {
-    return scalars + int64_t{i} * (kNumStep<Rule> + num_looks * kNumLook<Rule>);
+    return scalars + int64_t{i} * (kNumStep<Rule> + has_averages() + num_looks * kNumLook<Rule>);
   }
 };
 

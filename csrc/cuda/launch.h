@@ -36,7 +36,8 @@ struct Bucket {
   int64_t num_tensors = 0;
   const uintptr_t* grads = nullptr;  // per tensor; 0: no gradient, steps leave it alone
   bool has_weights = false;          // true weights, apart from what parameters hold
-  std::vector<void*> state;          // flat, one of each kind
+  bool has_averages = false;         // of true weights
+  std::vector<void*> state;          // flat, one of each kind; the averages come last
   int num_looks = 1;                 // of a row of scalars
 };
 
@@ -64,7 +65,8 @@ struct Ledger {
   int64_t num_tensors = 0;
   float* steps = nullptr;
   double* predictions = nullptr;  // records: a kind, then the numbers of each Look
-  const double* hyper = nullptr;
+  bool has_averages = false;
+  const double* hyper = nullptr;  // of the rule, then the averages' own
   const double* shares = nullptr;  // how far a prediction goes by each look
   int num_looks = 1;
   const bool* has_grad = nullptr;

@@ -44,6 +44,7 @@ class Kernels:
             weights=[weight.data_ptr() for weight in bucket.weight or ()],
             state=[flat.data_ptr() for flat in bucket.state_flat],
             num_looks=bucket.num_looks,
+            has_averages=bucket.has_averages,
         )
 
     def completed(self) -> int:

@@ -47,6 +47,7 @@ class Kernels(DeviceKernels):
             has_weights=bucket.weight is not None,
             state=[flat.data_ptr() for flat in bucket.state_flat],
             num_looks=bucket.num_looks,
+            has_averages=bucket.has_averages,
         )
 
     def completed(self) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from wpadamw.rules.averaged import Averaged
 from wpadamw.rules.rule import Rule
 
 
@@ -93,6 +94,11 @@ class BucketTensors:
     weight: list[Tensor] | None  # of the state's dtype
     state: list[list[Tensor]]  # [kind][parameter]
     num_looks: int = 1  # of a row of scalars
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether the last of the state are averages, apart from the rule that kernels know."""
+        return isinstance(self.rule, Averaged)
 
 
 Completed = int | list[int]  # of a bucket's parameters together, or of each

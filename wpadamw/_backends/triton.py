@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wpadamw._backends.device_kernels import DeviceKernels
 from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
+from wpadamw.rules.averaged import plain
 from wpadamw.rules.rule import Rule
 from wpadamw.rules.summing import CHUNK_NUMEL
 
@@ -68,12 +69,17 @@ class Kernels(DeviceKernels):
 
     def __init__(self, bucket: BucketTensors) -> None:
         super().__init__(bucket)
-        self.modules, self.rule = _kernels(), _module_of(bucket.rule)
+        of_rule = plain(bucket.rule)
+        self.modules, self.rule = _kernels(), _module_of(of_rule)
+        self.states = tuple(bucket.state_flat[: len(of_rule.state_names)])
+        self.averages = bucket.state_flat[-1] if bucket.has_averages else None
+        self.num_hyper = len(of_rule.Hyper._fields)
         # Triton launches from Python: an exception may come between a launch and its count.
         self.num_launches = self.num_advances = 0
         self.state_dtype = torch.promote_types(self.param_dtype, torch.float32)
         self.widths = {
-            "NUM_STEP": len(bucket.rule.Step._fields),
+            "NUM_STEP": len(of_rule.Step._fields),
+            "LOOKS_AT": len(bucket.rule.Step._fields),
             "NUM_LOOK": len(bucket.rule.Look._fields),
             "NUM_LOOKS": bucket.num_looks,
         }
@@ -125,7 +131,7 @@ class Kernels(DeviceKernels):
         return {
             **self.widths,
             "HAS_WEIGHTS": self.bucket.weight is not None,
-            "NUM_STATES": len(self.bucket.state_flat),
+            "NUM_STATES": len(self.states),
             "PARAM_DTYPE": _triton_dtype(self.param_dtype),
             "GRAD_DTYPE": _triton_dtype(grad_dtype),
             "STATE_DTYPE": _triton_dtype(self.state_dtype),
@@ -155,8 +161,8 @@ class Kernels(DeviceKernels):
 
     def _arguments(self, rows: Rows, factor: Tensor) -> tuple[Any, ...]:
         """What every kernel over a bucket is given."""
-        table, bucket = self.table, self.bucket
-        arrays = (table.chunks, table.grads.tensor, tuple(bucket.state_flat))
+        table = self.table
+        arrays = (table.chunks, table.grads.tensor, self.states, self.averages)
         return (*arrays, rows.scalars, rows.index, table.num_params, factor)
 
     def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
@@ -229,7 +235,7 @@ class Kernels(DeviceKernels):
             SCALARS=self.rule.scalars,
             WITH_SUMS=getattr(self.rule, "with_sums", None),
             NUM_TERMS=len(ledger.sums),
-            NUM_HYPER=ledger.hyper.numel(),
+            NUM_HYPER=self.num_hyper,
             **self.widths,
             UPDATE=_updates(operation),
             PREDICT=_predicts(operation),

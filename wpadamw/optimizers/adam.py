@@ -48,7 +48,7 @@ class WPAdam(WeightPrediction):
             saved.
         predict_decay: whether the prediction includes the decay, where that is decoupled.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_in_step, backup, amp, backend,
+            predict_in_step, backup, ema, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -82,6 +82,7 @@ class WPAdam(WeightPrediction):
         predict_decay: bool = True,
         predict_in_step: bool = True,
         backup: bool = True,
+        ema: float | None = None,
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -54,6 +54,9 @@ class WPAdamW(WeightPrediction):
             `step`, and `predict` before the next forward uses the lr of that moment.
         backup: keep a copy of the true weights (4 bytes per float32 parameter). If False they are
             computed from the predicted ones, to a few ulp; float32, float64 and complex only.
+        ema: keep the exponential average of the true weights, corrected for its beginning, in which
+            a new weight has this share, in (0, 1]; 4 bytes per float32 parameter. None: do not. See
+            `averaged_weights` and `switch_to_average`.
         amp: take part in the gradient scaler's protocol: the step unscales, and does nothing after
             an overflow; on CUDA devices the host does not wait to know.
         backend: ``"auto"`` or the name of a backend, see `wpadamw.backends`.
@@ -98,6 +101,7 @@ class WPAdamW(WeightPrediction):
         predict_decay: bool = True,
         predict_in_step: bool = True,
         backup: bool = True,
+        ema: float | None = None,
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -39,7 +39,7 @@ class WPAdaPlus(WeightPrediction):
         outer_eps: add eps to the root, as the paper does. False: to ``s`` alone, as the released
             code does.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, amp, backend,
+            predict_decay, predict_in_step, backup, ema, amp, backend,
             compute_dtype: as in `WPAdamW`.
 
     Raises:
@@ -72,6 +72,7 @@ class WPAdaPlus(WeightPrediction):
         predict_decay: bool = True,
         predict_in_step: bool = True,
         backup: bool = True,
+        ema: float | None = None,
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -42,7 +42,7 @@ class WPMARS(WeightPrediction):
         betas_1d: their decay rates, in [0, 1).
         weight_decay_1d: their decoupled decay, >= 0.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, amp, backend,
+            predict_decay, predict_in_step, backup, ema, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -79,6 +79,7 @@ class WPMARS(WeightPrediction):
         predict_decay: bool = True,
         predict_in_step: bool = True,
         backup: bool = True,
+        ema: float | None = None,
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

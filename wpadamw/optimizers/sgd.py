@@ -39,7 +39,7 @@ class WPSGD(WeightPrediction):
         nesterov: update along the Nesterov mix of gradient and momentum.
         predict_decay: without effect: the decay is part of the momentum.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_in_step, backup, amp, backend,
+            predict_in_step, backup, ema, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -72,6 +72,7 @@ class WPSGD(WeightPrediction):
         predict_decay: bool = True,
         predict_in_step: bool = True,
         backup: bool = True,
+        ema: float | None = None,
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -76,6 +76,8 @@ class Rule:
     has_time: ClassVar[bool] = True
     # Tensors in those that nothing reads.
     unused_names: ClassVar[tuple[str, ...]] = ()
+    # Tensors that begin as the true weight, at any time: a state may come without them.
+    from_weight: ClassVar[tuple[str, ...]] = ()
     Hyper: ClassVar[Any]
     Step: ClassVar[Any]
     Look: ClassVar[Any]
@@ -181,13 +183,14 @@ class Rules(NamedTuple):
 
 
 def all_rules(kind: type[Rule] = Rule) -> list[type[Rule]]:
-    """The rules that have been imported."""
-    return [rule for sub in kind.__subclasses__() for rule in (sub, *all_rules(sub))]
+    """The rules that have been imported; what wraps a rule has no name of its own."""
+    found = [rule for sub in kind.__subclasses__() for rule in (sub, *all_rules(sub))]
+    return [rule for rule in found if hasattr(rule, "name")]
 
 
 def relatives(rule: Rule) -> list[type[Rule]]:
     """The rules that have the state of a rule, or more: options switch between them."""
-    own = set(rule.state_names)
+    own = {*rule.state_names} - {*rule.from_weight}
     return [other for other in all_rules() if own <= set(other.state_names)]
 
 
