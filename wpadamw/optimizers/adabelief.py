@@ -91,6 +91,7 @@ class WPAdaBelief(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        track_prediction: bool = False,
         eps_mode: Literal["accumulating", "inside", "outside"] = "accumulating",
     ) -> None:
         super().__init__(locals())

@@ -40,7 +40,7 @@ class WPAdaPlus(WeightPrediction):
             code does.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
             predict_decay, predict_in_step, backup, ema, amp, backend,
-            compute_dtype: as in `WPAdamW`.
+            compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
         ValueError: for hyper-parameters out of range and duplicate parameters.
@@ -76,6 +76,7 @@ class WPAdaPlus(WeightPrediction):
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        track_prediction: bool = False,
         outer_eps: bool = True,
     ) -> None:
         super().__init__(locals())
