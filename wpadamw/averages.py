@@ -117,8 +117,8 @@ class Averages(Modes):
                 self._show_averages()
                 yield
             finally:
-                self._show_true(kept)
                 self._clients.shows_averages = False
+                self._show_true(kept)
 
     def _check_averages(self, name: str) -> None:
         if all(group["ema"] is None for group in self.param_groups):

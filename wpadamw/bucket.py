@@ -183,10 +183,15 @@ class Bucket(BucketState):
         """
         held = self.tensors.params if self.copies is None else self.tensors.weight
         arrays = [held, self.tensors.weight] if are_true and self.has_backup else [held]
-        for array in arrays:
-            for target, value in zip(array or (), values, strict=True):
-                if value is not None:
-                    target.copy_(layout.as_real(value))
+        pairs = [
+            (target, layout.as_real(value))
+            for array in arrays
+            for target, value in zip(array or (), values, strict=True)
+            if value is not None
+        ]
+        if pairs:
+            targets, sources = map(list, zip(*pairs, strict=True))
+            torch._foreach_copy_(targets, sources)
         self.finish_write([True] * len(values))  # copying has raised versions, too
 
     # Frozen parameters.

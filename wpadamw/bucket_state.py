@@ -126,9 +126,9 @@ class BucketState:
         """Has what states came without begin as the true weights, which are known now."""
         for i in self.to_begin:
             flat_state.begin(i, self.tensors)
-        self.to_begin = []
-        if self.state_versions is not None:
+        if self.to_begin and self.state_versions is not None:
             self.state_versions = versions(self.flats)
+        self.to_begin = []
 
     # Around own writes.
 

@@ -40,12 +40,19 @@ class CopyBucket(Bucket):
         """Computes the copies."""
         self.predict(settings)
 
+    def begin(self) -> None:
+        """Has averages begin as the true weights, which may be others until the next step."""
+        to_begin = self.to_begin
+        super().begin()
+        self.to_begin = to_begin
+
     def predicted(self) -> list[bool]:
         """All: forwards see copies."""
         return self.uniform["predicted"]
 
     def step(self, grads: Gradients, call: StepCall) -> None:
         """Updates the parameters that have a gradient, and their copies."""
+        super().begin()
         super().step(grads, call)
         self.is_fresh = self.is_fresh or grads.has_grad is None
         self._note_seen()
