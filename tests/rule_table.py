@@ -17,12 +17,13 @@ from oracles import (
     SlowAdaPlus,
     SlowAdaPlusAMSGrad,
     SlowAMSGrad,
+    SlowMuon,
     SlowNAdamW,
     SlowSGD,
 )
 
-from wpadamw import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPAdaPlus, WPNAdamW
-from wpadamw.rules import adamw, amsgrad, nadamw, sgd
+from wpadamw import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPAdaPlus, WPMuon, WPNAdamW
+from wpadamw.rules import adamw, amsgrad, muon, nadamw, sgd
 from wpadamw.rules.adabelief import AdaBelief
 from wpadamw.rules.adabelief_amsgrad import AdaBeliefAMSGrad
 from wpadamw.rules.adam import Adam
@@ -85,3 +86,6 @@ RULES = {
     ),
     "sgd-nesterov": RuleCase(sgd.SGD, WPSGD, SlowSGD, {"momentum": 0.9, "nesterov": True}),
 }
+
+# Of matrices: an element's gradient is its part of a finished update.
+OF_MATRICES = {"muon": RuleCase(muon.Muon, WPMuon, SlowMuon, {"weight_decay": 0.07})}

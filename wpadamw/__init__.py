@@ -4,7 +4,16 @@ from importlib.metadata import version
 
 from wpadamw._backends import backends
 from wpadamw.attach import attach, refresh_batch_norm
-from wpadamw.optimizers import WPSGD, WPAdaBelief, WPAdam, WPAdaM3, WPAdamW, WPAdaPlus, WPNAdamW
+from wpadamw.optimizers import (
+    WPSGD,
+    WPAdaBelief,
+    WPAdam,
+    WPAdaM3,
+    WPAdamW,
+    WPAdaPlus,
+    WPMuon,
+    WPNAdamW,
+)
 
 __all__ = [
     "WPSGD",
@@ -13,6 +22,7 @@ __all__ = [
     "WPAdaPlus",
     "WPAdam",
     "WPAdamW",
+    "WPMuon",
     "WPNAdamW",
     "attach",
     "backends",

@@ -6,9 +6,7 @@ Every check raises before anything is written.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,7 +14,8 @@ from torch import Tensor
 
 from wpadamw import layout
 from wpadamw.compat import warn_caller
-from wpadamw.rules.rule import MAX_ROLLOUT, Rules
+from wpadamw.options import CHECKS
+from wpadamw.rules.rule import MAX_ROLLOUT, Rule, Rules
 
 Group = dict[str, Any]
 
@@ -45,8 +44,8 @@ def check_arguments(group: Group, original: type[torch.optim.Optimizer]) -> None
     }
     original([torch.empty(0, device="cpu")], **{name: group[name] for name in theirs})
     for name in group:
-        if name in _CHECKS and name not in theirs:
-            _CHECKS[name](name, group[name])
+        if name in CHECKS and name not in theirs:
+            CHECKS[name](name, group[name])
     _check_rollout(group)
 
 
@@ -59,7 +58,7 @@ def _defaults_of(original: Callable[..., torch.optim.Optimizer]) -> Group:
 
 def foreign_options(group: Group, options: Iterable[str]) -> list[str]:
     """Options of other optimizers of ours, which would have no effect."""
-    return [name for name in group if name in _CHECKS and name not in options]
+    return [name for name in group if name in CHECKS and name not in options]
 
 
 def drop_implied(
@@ -97,7 +96,7 @@ def check_running(group: Group, options: Iterable[str], where: str = "") -> None
         where: stands before the name that the error tells.
     """
     for name in options:
-        _CHECKS[name](_name(name, where), group[name])
+        CHECKS[name](_name(name, where), group[name])
     _check_rollout(group, where)
     check_mode(group, where)
 
@@ -133,95 +132,6 @@ def _name(name: str, where: str) -> str:
     return f"{where}[{name!r}]" if where else name
 
 
-def _check_lr(name: str, lr: Any) -> None:
-    if not (_is_number(lr) or _is_one_number(lr)):
-        raise ValueError(f"{name} must be a number or a tensor of one element, got {lr!r:.200}")
-
-
-def _is_one_number(value: Any) -> bool:
-    """Whether a value is a tensor of one real number."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
-        return False
-    return value.numel() == 1 and not (value.is_meta or value.is_complex())
-
-
-def _check_betas(name: str, betas: Any) -> None:
-    is_pair = isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(_is_number, betas))
-    if not (is_pair and all(0.0 <= float(beta) < 1.0 for beta in betas)):
-        raise ValueError(f"{name} must be two numbers in [0, 1), got {betas!r:.200}")
-
-
-def _check_number(name: str, value: Any) -> None:
-    if not (_is_number(value) and 0 <= float(value) < math.inf):
-        raise ValueError(f"{name} must be a number >= 0, got {value!r:.200}")
-
-
-def _check_real(name: str, value: Any) -> None:
-    if not (_is_number(value) and math.isfinite(value)):
-        raise ValueError(f"{name} must be a finite number, got {value!r:.200}")
-
-
-def _check_flag(name: str, value: Any) -> None:
-    _check_one_of(name, value, (False, True))
-
-
-def _check_prediction(name: str, value: Any) -> None:
-    _check_one_of(name, value, ("linear", "rollout"))
-
-
-def _check_eps_mode(name: str, value: Any) -> None:
-    _check_one_of(name, value, ("accumulating", "inside", "outside"))
-
-
-def _check_hint(name: str, value: Any) -> None:
-    _check_one_of(name, value, (False, True, None))
-
-
-def _check_one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    if isinstance(value, Tensor) or value not in known:
-        raise ValueError(f"{name} must be one of {known}, got {value!r:.200}")
-
-
-def _check_differentiable(name: str, value: Any) -> None:
-    if value is not False:
-        raise ValueError(f"{name} must be False: the kernels cannot be differentiated")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real)
-
-
-# Every option that an optimizer of this package may have, and what it must be.
-_CHECKS: dict[str, Callable[[str, Any], None]] = {
-    "lr": _check_lr,
-    "betas": _check_betas,
-    "eps": _check_number,
-    "eps_mode": _check_eps_mode,
-    "outer_eps": _check_flag,
-    "momentum": _check_number,
-    "dampening": _check_real,
-    "weight_decay": _check_number,
-    "decoupled_weight_decay": _check_flag,
-    "weight_decouple": _check_flag,
-    "fixed_decay": _check_flag,
-    "rectify": _check_flag,
-    "degenerated_to_sgd": _check_flag,
-    "print_change_log": _check_flag,
-    "nesterov": _check_flag,
-    "amsgrad": _check_flag,
-    "maximize": _check_flag,
-    "foreach": _check_hint,
-    "capturable": _check_flag,
-    "differentiable": _check_differentiable,
-    "fused": _check_hint,
-    "prediction_steps": _check_number,
-    "prediction": _check_prediction,
-    "predict_decay": _check_flag,
-    "predict_in_step": _check_flag,
-    "backup": _check_flag,
-}
-
-
 def unique(params: list[Any]) -> list[Any]:
     """Parameters, alone or as (name, parameter), each at its first place; warns as torch does."""
     distinct: dict[int, Any] = {}
@@ -236,8 +146,10 @@ def unique(params: list[Any]) -> list[Any]:
     return list(distinct.values())
 
 
-def check_kind(param: Tensor) -> None:
+def check_kind(param: Tensor, rule: Rule) -> None:
     """Raises TypeError for parameters of FSDP1, or of a dtype that has no rule of rounding here."""
+    if rule.is_of_matrices and param.is_complex():
+        raise TypeError(f"params of rule {rule.name!r} must be real, got {param.dtype}")
     if getattr(param, "_fsdp_flattened", False):
         raise TypeError(
             "params must not be those of FullyShardedDataParallel, which keeps weights of its own: "
@@ -290,3 +202,14 @@ def check_recoverable(group: Group, rules: Rules) -> None:
     for rule in rules:
         if (reason := rule.why_not_recoverable(group, float(lr))) is not None:
             raise ValueError(f"backup=False {reason}")
+
+
+def check_successors(rules: Rules, others: Rules) -> None:
+    """Raises ValueError for rules that cannot go on with the state of those before them."""
+    for rule, other in zip(rules, others, strict=True):
+        names, their_names = set(rule.state_names), set(other.state_names)
+        if not (names <= their_names or their_names <= names):
+            raise ValueError(
+                f"a group of rule {rule.name!r} must keep it, as there is no way to the state of "
+                f"rule {other.name!r}: construct another optimizer"
+            )

@@ -17,9 +17,18 @@ from wpadamw.checks import Group, Mode, check_in_step, check_recoverable, check_
 from wpadamw.compare import unexpected
 from wpadamw.copies import Copies
 from wpadamw.copy_bucket import CopyBucket
+from wpadamw.directed_bucket import DirectedBucket, DirectedCopyBucket
 from wpadamw.flat_state import StateDict, are_same, holds
 from wpadamw.rules.rule import Rule, Rules, Settings, num_looks
 from wpadamw.standing import Standing
+
+# By whether their rule is one of matrices, and whether copies hold the predictions.
+_BUCKETS: dict[tuple[bool, bool], type[Bucket]] = {
+    (False, False): Bucket,
+    (False, True): CopyBucket,
+    (True, False): DirectedBucket,
+    (True, True): DirectedCopyBucket,
+}
 
 # Values of options that cannot change in place.
 _FIXED = frozenset({float, int, bool, str, tuple, type(None)})
@@ -227,10 +236,10 @@ class GroupPlan:
         states = [state[param] for param in params]
         # Overflow and captured steps: the host does not know what the device will have counted.
         on_device = (self.amp or self.is_capturable) and layout.host_must_not_wait(params[0].device)
-        kind = Bucket if self.copies is None else CopyBucket
-        return kind(
+        rule = self.rules.of(params[0])
+        return _BUCKETS[rule.is_of_matrices, self.copies is not None](
             params,
-            self.rules.of(params[0]),
+            rule,
             self.has_backup,
             backend,
             states,
