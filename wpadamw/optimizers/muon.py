@@ -16,11 +16,13 @@ from wpadamw.rules.rule import Rule
 _MUON, _REST = Muon(), AdamWOfRest()
 
 
-class _Original(torch.optim.SGD):
-    """Is asked about the lr: ``torch.optim.Muon`` takes matrices alone, and is new in torch 2.9."""
+class _Original(torch.optim.Optimizer):
+    """Refuses an lr as ``torch.optim.Muon``, which takes matrices alone and is new in torch 2.9."""
 
     def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3) -> None:
-        super().__init__(params, lr)
+        if (isinstance(lr, Tensor) and lr.numel() != 1) or not 0.0 <= lr:
+            raise ValueError(f"lr must be a number >= 0 or a tensor of one, got {lr}")
+        super().__init__(params, {"lr": lr})
 
 
 class WPMuon(WeightPrediction):
