@@ -208,7 +208,9 @@ def test_the_kernel_follows_its_formulas_to_the_bit(form, backend, backup, dtype
 
 
 PLACES_OF_FORMS = {
-    f"{place}-{form}": {**options, **FORMS[form]} for place, options in PLACES.items() for form in FORMS
+    f"{place}-{form}": {**options, **FORMS[form]}
+    for place, options in PLACES.items()
+    for form in FORMS
 }
 REAL = [case for case in kinds_and(PLACES_OF_FORMS) if not case.values[0].is_complex]
 

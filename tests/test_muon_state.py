@@ -250,8 +250,8 @@ def test_the_step_unscales(backend):
 
 def test_counts_on_the_device_equal_those_of_the_host(backend):
     options = {"prediction": "rollout", "prediction_steps": 2.5}
-    params, opt = trained(capturable=True, backend=backend, **options)
-    others, other = trained(backend="torch", **options)
+    _, opt = trained(capturable=True, backend=backend, **options)
+    _, other = trained(backend="torch", **options)
     for each in (opt, other):
         each.step()
         each.restore()
@@ -313,7 +313,7 @@ def test_bad_arguments_are_refused_by_name(name, value):
 
 @pytest.mark.parametrize(("name", "value"), RUNNING, ids=str)
 def test_bad_options_are_refused_before_anything_is_written(name, value):
-    params, opt = trained()
+    _, opt = trained()
     opt.add_param_group({"params": parameters([(3, 3)], seed=5)})
     opt.param_groups[1][name] = value
     before = snapshot(opt)["weights"]
