@@ -139,6 +139,7 @@ ENTRANTS = (
             STEP_BYTES + 4),
     Entrant("WPAdaM3", "wpadamw:WPAdaM3", _BELIEF, ("fp32", "train"), STEP_BYTES + 4),
     Entrant("WPAdaPlus", "wpadamw:WPAdaPlus", _adam(), ("fp32", "train"), STEP_BYTES + 4),
+    Entrant("WPMuon", "wpadamw:WPMuon", {}, ("train",)),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),

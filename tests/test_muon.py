@@ -148,8 +148,10 @@ def test_a_batch_is_as_good_as_its_matrices(shape):
     torch.testing.assert_close(HOW.orthogonal(batch), singles, rtol=0.0, atol=0.03)
 
 
-def test_a_matrix_of_zeros_remains_one():
+def test_norms_below_eps_count_as_eps():
     assert not HOW.orthogonal(torch.zeros(3, 4).bfloat16()).any()
+    small = torch.full((3, 4), 0.125).bfloat16()
+    assert torch.equal(HOW._replace(eps=2.0, steps=0).orthogonal(small), small / 2)
 
 
 @pytest.mark.parametrize(

@@ -351,15 +351,25 @@ def test_complex_matrices_are_refused_by_a_step_before_anything_is_written():
     assert equal(held(params), before) and not opt.state
 
 
-def test_a_rule_is_kept_once_there_is_state():
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_a_rule_is_kept_once_there_is_state(is_copied):
     params, opt = trained()
+    if is_copied:
+        params, opt = copy.deepcopy((params, opt))
     opt.param_groups[0]["use_muon"] = False
     before = held(params)
-    with pytest.raises(ValueError, match="of rule 'muon' must keep it"):
+    with pytest.raises(ValueError, match=r"params\[0\] must keep its rule, got rule 'adamw'"):
         opt.step()
     assert equal(held(params), before)
     opt.param_groups[0]["use_muon"] = True
     opt.step()
+
+
+def test_without_state_a_group_may_change_its_rule():
+    params, opt = trained(steps=0)
+    opt.param_groups[0]["use_muon"] = False
+    opt.step()
+    assert all("exp_avg" in opt.state[param] for param in params)
 
 
 def test_options_of_adamw_are_told_by_their_names_here():
@@ -368,7 +378,7 @@ def test_options_of_adamw_are_told_by_their_names_here():
 
 
 def test_a_prediction_must_leave_something_of_a_weight():
-    for options in ({}, {"use_muon": False}, {"weight_decay": 0.0, "adamw_weight_decay": 0.5}):
+    for options in ({"adamw_weight_decay": 0.0}, {"weight_decay": 0.0, "adamw_weight_decay": 0.5}):
         arguments = {"lr": 2.0, "weight_decay": 0.5, "backup": False, **options}
         with pytest.raises(ValueError, match="backup=False needs prediction_steps"):
             WPMuon(parameters(SHAPES), **arguments)

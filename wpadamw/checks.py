@@ -6,7 +6,7 @@ Every check raises before anything is written.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from wpadamw import layout
 from wpadamw.compat import warn_caller
 from wpadamw.options import CHECKS
-from wpadamw.rules.rule import MAX_ROLLOUT, Rule, Rules
+from wpadamw.rules.rule import MAX_ROLLOUT, Rule, Rules, all_rules
 
 Group = dict[str, Any]
 
@@ -204,12 +204,13 @@ def check_recoverable(group: Group, rules: Rules) -> None:
             raise ValueError(f"backup=False {reason}")
 
 
-def check_successors(rules: Rules, others: Rules) -> None:
-    """Raises ValueError for rules that cannot go on with the state of those before them."""
-    for rule, other in zip(rules, others, strict=True):
-        names, their_names = set(rule.state_names), set(other.state_names)
-        if not (names <= their_names or their_names <= names):
+def check_states(group: Group, rules: Rules, states: Mapping[Tensor, Any]) -> None:
+    """Raises ValueError for parameters with the state of a rule that theirs cannot go on from."""
+    of_rules = {name for rule in all_rules() for name in rule.state_names}
+    for i, param in enumerate(group["params"]):
+        rule, found = rules.of(param), of_rules & states.get(param, {}).keys()
+        if found and found.isdisjoint(rule.state_names):
             raise ValueError(
-                f"a group of rule {rule.name!r} must keep it, as there is no way to the state of "
-                f"rule {other.name!r}: construct another optimizer"
+                f"params[{i}] must keep its rule, got rule {rule.name!r} for one with a state of "
+                f"{', '.join(sorted(found))}"
             )
