@@ -139,7 +139,8 @@ ENTRANTS = (
             STEP_BYTES + 4),
     Entrant("WPAdaM3", "wpadamw:WPAdaM3", _BELIEF, ("fp32", "train"), STEP_BYTES + 4),
     Entrant("WPAdaPlus", "wpadamw:WPAdaPlus", _adam(), ("fp32", "train"), STEP_BYTES + 4),
-    Entrant("WPMuon", "wpadamw:WPMuon", {}, ("train",)),
+    # By its sizes it has the learning rates of AdamW.
+    Entrant("WPMuon", "wpadamw:WPMuon", {"adjust_lr_fn": "match_rms_adamw"}, ("train",)),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),
