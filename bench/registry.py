@@ -144,6 +144,8 @@ ENTRANTS = (
     Entrant("WPAdaPlus", "wpadamw:WPAdaPlus", _adam(), ("fp32", "train"), STEP_BYTES + 4),
     Entrant("WPVRAdam", "wpadamw:WPVRAdam", _adam(), ("fp32", "train"), STEP_BYTES + 12),
     Entrant("WPMARS", "wpadamw:WPMARS", _MARS, ("fp32", "train"), STEP_BYTES + 20, held_bytes=24),
+    # By its sizes it has the learning rates of AdamW.
+    Entrant("WPMuon", "wpadamw:WPMuon", {"adjust_lr_fn": "match_rms_adamw"}, ("train",)),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),

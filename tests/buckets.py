@@ -12,7 +12,8 @@ from wpadamw.rules.averaged import Averaged, averaged
 from wpadamw.rules.rule import Settings
 from wpadamw.rules.squares import Squares
 
-CASES = {case.rule.name: case for case in rule_table.RULES.values()}
+TABLE = rule_table.RULES | rule_table.OF_MATRICES
+CASES = {case.rule.name: case for case in TABLE.values()}
 HYPER = {
     **{name: case.hyper(lr=0.01) for name, case in CASES.items()},
     "blend": (0.02, 0.9),

@@ -32,7 +32,8 @@ from wpadamw.rules.averaged import averaged
 from wpadamw.rules.rule import Rule
 from wpadamw.rules.squares import Squares
 
-UPDATING = {case.rule.name: case.rule() for case in rule_table.RULES.values()}
+TABLE = rule_table.RULES | rule_table.OF_MATRICES
+UPDATING = {case.rule.name: case.rule() for case in TABLE.values()}
 RULES: dict[str, Rule] = {**UPDATING, "squares": Squares(), "blend": Blend()}
 # Of those that can do without a backup, the one with the most to keep in registers.
 LARGEST = max(

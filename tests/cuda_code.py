@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rule_table import RULES
+from rule_table import OF_MATRICES, RULES
 
 from wpadamw.rules.rule import Rule
 
@@ -25,9 +25,20 @@ def _num_predicting(rule: Rule) -> int:
     return sum(tensor.grad is not None for tensor in state)
 
 
+def _num_updating(rule: Rule) -> int:
+    """How many tensors of the state an update depends on, the way back apart."""
+    state = tuple(torch.ones(1, requires_grad=True) for _ in rule.state_names)
+    step, look = (row(*[torch.ones(())] * len(row._fields)) for row in (rule.Step, rule.Look))
+    weight, after = rule.step(torch.ones(1), state, torch.ones(1), step, look)
+    sum([weight, *after]).backward()
+    return sum(tensor.grad is not None for tensor in state)
+
+
 # Of each rule: tensors of its state, those that an update reads, and those that a prediction reads.
-NUM_PREDICTING = {case.rule.name: _num_predicting(case.rule()) for case in RULES.values()}
-NUM_STATES = {case.rule.name: len(case.rule.state_names) for case in RULES.values()}
+CASES = (RULES | OF_MATRICES).values()
+NUM_PREDICTING = {case.rule.name: _num_predicting(case.rule()) for case in CASES}
+NUM_UPDATING = {case.rule.name: _num_updating(case.rule()) for case in CASES}
+NUM_STATES = {case.rule.name: len(case.rule.state_names) for case in CASES}
 OPERATIONS = ("step", "step_and_predict", "predict", "restore")
 
 _SIGNATURE = re.compile(
@@ -72,7 +83,8 @@ class BucketKernel:
             return weight
         if "step" not in self.operation:
             return weight + NUM_PREDICTING[self.rule] * self.real_size
-        return weight + SIZES[self.grad] + self.num_states * self.real_size
+        num_read = (NUM_UPDATING if self.has_backup else NUM_STATES)[self.rule] + self.has_averages
+        return weight + SIZES[self.grad] + num_read * self.real_size
 
     def bytes_written(self) -> int:
         """Per parameter, from the table of the operations."""

@@ -362,3 +362,28 @@ class SlowSGD(Slow):
 
     def recover(self, p: float, look: Any) -> float:
         return self.fl(p + self.fl(self.state["momentum_buffer"] * look.size))
+
+
+class SlowMuon(Slow):
+    """Its gradients are finished updates, which it keeps."""
+
+    state_names = ("direction",)
+
+    def update(self, g: float) -> None:
+        fl, o = self.fl, self.options
+        self.state["direction"] = g
+        decay, size = fl(1 - o["lr"] * o["weight_decay"]), fl(o["lr"])
+        self.w = fl(fl(self.w * decay) - fl(g * size))
+
+    def look(self, ahead: int, share: float) -> Any:
+        o = self.options
+        decay = o["weight_decay"] if o["predict_decay"] else 0.0
+        return self.rounded(decay=1 - share * o["lr"] * decay, size=share * o["lr"])
+
+    def predict(self, w: float, look: Any) -> float:
+        fl, u = self.fl, self.state["direction"]
+        return fl(fl(w * look.decay) - fl(u * look.size))
+
+    def recover(self, p: float, look: Any) -> float:
+        fl, u = self.fl, self.state["direction"]
+        return fl(fl(p + fl(u * look.size)) / look.decay)

@@ -18,6 +18,7 @@ from oracles import (
     SlowAdaPlusAMSGrad,
     SlowAMSGrad,
     SlowMARS,
+    SlowMuon,
     SlowNAdamW,
     SlowSGD,
     SlowVRAdam,
@@ -31,10 +32,11 @@ from wpadamw import (
     WPAdaM3,
     WPAdamW,
     WPAdaPlus,
+    WPMuon,
     WPNAdamW,
     WPVRAdam,
 )
-from wpadamw.rules import adamw, amsgrad, nadamw, sgd
+from wpadamw.rules import adamw, amsgrad, muon, nadamw, sgd
 from wpadamw.rules.adabelief import AdaBelief
 from wpadamw.rules.adabelief_amsgrad import AdaBeliefAMSGrad
 from wpadamw.rules.adam import Adam
@@ -101,3 +103,6 @@ RULES = {
     ),
     "sgd-nesterov": RuleCase(sgd.SGD, WPSGD, SlowSGD, {"momentum": 0.9, "nesterov": True}),
 }
+
+# Of matrices: an element's gradient is its part of a finished update.
+OF_MATRICES = {"muon": RuleCase(muon.Muon, WPMuon, SlowMuon, {"weight_decay": 0.07})}

@@ -16,7 +16,7 @@ import wpadamw
 pytestmark = needs_gloo
 
 
-def sharded(nested=False, **options):
+def sharded(nested=False, kind=wpadamw.WPAdamW, **options):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -24,7 +24,7 @@ def sharded(nested=False, **options):
     if nested:
         fully_shard(net[0], mesh=mesh)
     fully_shard(net, mesh=mesh)
-    return net, wpadamw.WPAdamW(net.parameters(), lr=1e-2, **options)
+    return net, kind(net.parameters(), lr=1e-2, **options)
 
 
 def check_training():
@@ -43,12 +43,32 @@ def check_training():
         assert state["exp_avg"].placements == state["weight"].placements == ours.placements
 
 
-def check_checkpoint():
+def check_muon():
+    """Updates are of whole matrices: of one the second process has fewer rows, of one none."""
+    net, opt = sharded(kind=wpadamw.WPMuon)
+    plain = network()
+    plain_opt = wpadamw.WPMuon(plain.parameters(), lr=1e-2)
+    for each in ((net, opt), (plain, plain_opt)):
+        train(*each, range(4))
+    for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+        # Both processes have the same gradients, and their mean is the same as well.
+        torch.testing.assert_close(ours.full_tensor(), theirs, rtol=1e-5, atol=1e-6)
+        for name in ("momentum_buffer", "direction"):
+            if name in opt.state[ours]:
+                found, want = opt.state[ours][name].full_tensor(), plain_opt.state[theirs][name]
+                torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
+
+
+def check_checkpoint_of_muon():
+    check_checkpoint(wpadamw.WPMuon)
+
+
+def check_checkpoint(kind=wpadamw.WPAdamW):
     from torch.distributed.checkpoint import state_dict as dcp
 
-    net, opt = sharded()
+    net, opt = sharded(kind=kind)
     train(net, opt, range(3))
-    other, other_opt = sharded()
+    other, other_opt = sharded(kind=kind)
     dcp.set_model_state_dict(other, dcp.get_model_state_dict(net))
     dcp.set_optimizer_state_dict(other, other_opt, dcp.get_optimizer_state_dict(net, opt))
     assert other_opt.weights_are == "predicted"
@@ -137,7 +157,9 @@ def test_sharded_parameters_train_and_resume_like_whole_ones():
         pytest.skip("before torch 2.6 FSDP2 is no public part of torch, and needs CUDA")
     run(
         check_training,
+        check_muon,
         check_checkpoint,
+        check_checkpoint_of_muon,
         check_evaluations_leave_no_trace,
         check_loading_leaves_nothing_gathered,
         check_averages,

@@ -124,7 +124,7 @@ class Interrupter(Lines):
 
 def moments(opt):
     """Of each parameter: its count and moments, which belong together."""
-    names = ("step", "exp_avg", "exp_avg_sq")
+    names = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "direction")
     states = [opt.state.get(param) or {} for param in params_of(opt)]
     return [tuple(state[name].clone() for name in names if name in state) for state in states]
 
@@ -172,7 +172,7 @@ def goes_on(opt):
     saved = copy.deepcopy(opt.state_dict())
     twins = [nn.Parameter(param.detach().clone()) for param in params_of(opt)]
     pairs = zip(opt.param_groups, (twins[:2], twins[2:]), strict=True)
-    other = wpadamw.WPAdamW([{**group, "params": params} for group, params in pairs])
+    other = type(opt)([{**group, "params": params} for group, params in pairs])
     other.load_state_dict(saved)
     for k in range(2):
         for each in (opt, other):
@@ -188,7 +188,7 @@ def check_copies(opt):
     if opt._keeping.copies is not None:
         copies = [opt.compute_copy(param).clone() for param in params_of(opt)]
         twins = [nn.Parameter(weight) for weight in held(params_of(opt))]
-        resident = wpadamw.WPAdamW([{"params": twins[:2]}, {"params": twins[2:], "lr": 3e-2}])
+        resident = type(opt)([{"params": twins[:2]}, {"params": twins[2:], "lr": 3e-2}])
         resident.load_state_dict(copy.deepcopy(opt.state_dict()))
         resident.predict()
         assert equal(copies, [twin.detach().bfloat16() for twin in twins])

@@ -13,6 +13,7 @@ from wpadamw.optimizers import (
     WPAdaM3,
     WPAdamW,
     WPAdaPlus,
+    WPMuon,
     WPNAdamW,
     WPVRAdam,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "WPAdaPlus",
     "WPAdam",
     "WPAdamW",
+    "WPMuon",
     "WPNAdamW",
     "WPVRAdam",
     "attach",

@@ -23,7 +23,7 @@ from wpadamw.checks import (
 )
 from wpadamw.flat_state import COMMON_NAMES, StateDict
 from wpadamw.rules.rule import Rule, Rules, all_rules, relatives
-from wpadamw.saved_values import read_prediction, read_step, read_tensor
+from wpadamw.saved_values import nothing_to_predict, read_prediction, read_step, read_tensor
 
 
 def read(
@@ -192,7 +192,10 @@ def _is_empty(entry: Any) -> bool:
 def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be a dict, got {type(entry).__name__}")
-    required = [name for name in rule.state_names if name not in rule.from_weight]
+    optional = rule.from_weight
+    if "weights_are" not in saved_group:
+        optional += rule.own_names
+    required = [name for name in rule.state_names if name not in optional]
     required += ["step"] if rule.has_time else []
     required += ["weight"] if _has_weights(saved_group) else []
     required += ["prediction"] if "weights_are" in saved_group else []
@@ -227,9 +230,10 @@ def _read_entry(where: str, entry: Any, saved_group: Group, param: Tensor, rule:
         raise ValueError(f"{where} is of a parameter that {reason}")
     state: StateDict = {"step": read_step(where, entry.get("step", 1.0))}
     weights = ["weight"] if _has_weights(saved_group) else []
-    own = [name for name in rule.state_names if name in entry]  # averages may begin now
-    for name in [*own, *weights]:
+    for name in filter(entry.__contains__, [*rule.state_names, *weights]):
         state[name] = read_tensor(f"{where}[{name!r}]", entry[name], param)
-    if "prediction" in entry:
+    if not all(map(entry.__contains__, rule.own_names)):
+        state["prediction"] = nothing_to_predict(rule)
+    elif "prediction" in entry:
         state["prediction"] = read_prediction(where, entry["prediction"], rule)
     return state

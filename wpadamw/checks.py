@@ -6,7 +6,7 @@ Every check raises before anything is written.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from wpadamw import layout
 from wpadamw.compat import warn_caller
 from wpadamw.options import CHECKS
-from wpadamw.rules.rule import MAX_ROLLOUT, Rules
+from wpadamw.rules.rule import MAX_ROLLOUT, Rule, Rules, all_rules
 
 Group = dict[str, Any]
 
@@ -146,8 +146,10 @@ def unique(params: list[Any]) -> list[Any]:
     return list(distinct.values())
 
 
-def check_kind(param: Tensor) -> None:
+def check_kind(param: Tensor, rule: Rule) -> None:
     """Raises TypeError for parameters of FSDP1, or of a dtype that has no rule of rounding here."""
+    if rule.is_of_matrices and param.is_complex():
+        raise TypeError(f"params of rule {rule.name!r} must be real, got {param.dtype}")
     if getattr(param, "_fsdp_flattened", False):
         raise TypeError(
             "params must not be those of FullyShardedDataParallel, which keeps weights of its own: "
@@ -200,3 +202,15 @@ def check_recoverable(group: Group, rules: Rules) -> None:
     for rule in rules:
         if (reason := rule.why_not_recoverable(group, float(lr))) is not None:
             raise ValueError(f"backup=False {reason}")
+
+
+def check_states(group: Group, rules: Rules, states: Mapping[Tensor, Any]) -> None:
+    """Raises ValueError for parameters with the state of a rule that theirs cannot go on from."""
+    of_rules = {name for rule in all_rules() for name in rule.state_names}
+    for i, param in enumerate(group["params"]):
+        rule, found = rules.of(param), of_rules & states.get(param, {}).keys()
+        if found and found.isdisjoint(rule.state_names):
+            raise ValueError(
+                f"params[{i}] must keep its rule, got rule {rule.name!r} for one with a state of "
+                f"{', '.join(sorted(found))}"
+            )

@@ -82,6 +82,22 @@ def sum_of_shards(params: Sequence[Tensor], sums: Tensor) -> Tensor:
     return whole
 
 
+def whole(param: Tensor, shard: Tensor) -> Tensor:
+    """What lies over the processes like a DTensor, gathered; for other parameters the shard."""
+    if not is_dtensor(param):
+        return shard
+    return sharded_like(param, shard).full_tensor()  # type: ignore[attr-defined,no-any-return]
+
+
+def shard_of(param: Tensor, whole: Tensor) -> Tensor:
+    """This process' part of what all processes hold, where they share a DTensor; else all of it."""
+    if not is_dtensor(param):
+        return whole
+    mesh = param.device_mesh  # type: ignore[attr-defined]
+    everywhere = type(param).from_local(whole, mesh, run_check=False)  # type: ignore[attr-defined]
+    return local(everywhere.redistribute(placements=param.placements))  # type: ignore[attr-defined]
+
+
 def as_real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals; any other tensor itself, without lazy negation."""
     if tensor.is_complex():

@@ -206,14 +206,15 @@ class Modes(Saving):
         check_known(group, self.defaults, type(self).__name__)
         super().add_param_group(group)
         try:
+            check_arguments(self.param_groups[-1], self.original)
+            rules = self._rules(self.param_groups[-1])
             for param in self.param_groups[-1]["params"]:
-                check_kind(param)
+                check_kind(param, rules.of(param))
                 if self._keeping.copies is not None:
                     self._keeping.copies.kind_of(param)
             if self._keeping.copies is not None:
                 check_in_step(self.param_groups[-1])
-            check_arguments(self.param_groups[-1], self.original)
-            check_recoverable(self.param_groups[-1], self._rules(self.param_groups[-1]))
+            check_recoverable(self.param_groups[-1], rules)
         except BaseException:
             self.param_groups.pop()
             raise

@@ -1,4 +1,4 @@
-"""What the options of an optimizer must be: each is refused by its name."""
+"""The options of parameter groups: each is checked, and refused by its name."""
 
 from __future__ import annotations
 
@@ -75,6 +75,26 @@ def _check_differentiable(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be False: the kernels cannot be differentiated")
 
 
+def _check_optional_number(name: str, value: Any) -> None:
+    if value is not None:
+        _check_number(name, value)
+
+
+def _check_coefficients(name: str, value: Any) -> None:
+    is_triple = isinstance(value, (tuple, list)) and len(value) == 3 and all(map(_is_number, value))
+    if not (is_triple and all(map(math.isfinite, value))):
+        raise ValueError(f"{name} must be three finite numbers, got {value!r:.200}")
+
+
+def _check_num_iterations(name: str, value: Any) -> None:
+    if not (isinstance(value, int) and 0 <= value < 100):
+        raise ValueError(f"{name} must be an integer in [0, 100), got {value!r:.200}")
+
+
+def _check_adjustment(name: str, value: Any) -> None:
+    _check_one_of(name, value, (None, "original", "match_rms_adamw"))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real)
 
@@ -105,6 +125,14 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "print_change_log": _check_flag,
     "nesterov": _check_flag,
     "amsgrad": _check_flag,
+    "ns_coefficients": _check_coefficients,
+    "ns_steps": _check_num_iterations,
+    "adjust_lr_fn": _check_adjustment,
+    "use_muon": _check_flag,
+    "adamw_lr_factor": _check_number,
+    "adamw_betas": _check_betas,
+    "adamw_eps": _check_number,
+    "adamw_weight_decay": _check_optional_number,
     "maximize": _check_flag,
     "foreach": _check_hint,
     "capturable": _check_flag,

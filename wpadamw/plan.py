@@ -16,7 +16,7 @@ from wpadamw.bucket import Bucket
 from wpadamw.checks import Group, Mode, check_in_step, check_recoverable, check_running
 from wpadamw.compare import unexpected
 from wpadamw.copies import Copies
-from wpadamw.copy_bucket import CopyBucket
+from wpadamw.directed_bucket import BUCKETS
 from wpadamw.flat_state import StateDict, are_same, holds
 from wpadamw.rules.rule import Rule, Rules, Settings, num_looks
 from wpadamw.standing import Standing
@@ -238,8 +238,7 @@ class GroupPlan:
         # does it know what was summed there.
         on_device = bool(self.amp or self.is_capturable or rule.num_terms)
         on_device = on_device and layout.host_must_not_wait(params[0].device)
-        kind = Bucket if self.copies is None else CopyBucket
-        return kind(
+        return BUCKETS[rule.is_of_matrices, self.copies is not None](
             params,
             rule,
             self.has_backup,

@@ -91,6 +91,12 @@ def read_prediction(where: str, value: Any, rule: Rule) -> Tensor:
     return row.detach().to(device="cpu", dtype=torch.float64, copy=True)
 
 
+def nothing_to_predict(rule: Rule) -> Tensor:
+    """The record of a prediction that moves nothing."""
+    numbers = (float(Kind.null), *rule.still)
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+
 def _is_record(value: Tensor, width: int) -> bool:
     """Whether a tensor holds a kind, and for each of some updates so many scalars."""
     is_dense = value.layout == torch.strided and not (value.is_nested or value.is_quantized)

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from wpadamw import _backends, identify, layout, loading
 from wpadamw.accelerated import answer_through_accelerate
 from wpadamw.bucket import Bucket
-from wpadamw.checks import Group, check_in_step, check_mode, check_step
+from wpadamw.checks import Group, check_in_step, check_mode, check_states, check_step
 from wpadamw.clients import Clients
 from wpadamw.compare import unexpected
 from wpadamw.compat import (
@@ -118,8 +118,9 @@ class Serving(Optimizer):
     def _plan(self, group: Group) -> GroupPlan:
         """The group's plan, fit for the parameters and state of this moment."""
         check_mode(group)
-        plan, copies = self._plans.of(group), self._copies()
-        if plan is None or not plan.fits(group, self._rules(group), copies):
+        plan, copies, rules = self._plans.of(group), self._copies(), self._rules(group)
+        if plan is None or not plan.fits(group, rules, copies):
+            check_states(group, rules, self.state)
             if plan is None and copies is not None:
                 plan = self._new_plan(group, None)  # knows the way back from predictions
             if plan is not None:

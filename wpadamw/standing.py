@@ -43,7 +43,9 @@ class Standing:
     @classmethod
     def of(cls, bucket: Bucket) -> Standing | None:
         """That of a bucket, or None where there is none of it."""
-        is_served = bucket.backend is cpp and not (bucket.counts_on_device or bucket.rule.num_terms)
+        rule = bucket.rule
+        is_served = bucket.backend is cpp and not bucket.counts_on_device
+        is_served = is_served and not (rule.num_terms or rule.is_of_matrices)
         is_plain = bucket.is_plain() and not isinstance(bucket.watch.layouts, PythonLayouts)
         return cls(bucket) if is_served and is_plain else None
 

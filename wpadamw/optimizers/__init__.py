@@ -5,6 +5,7 @@ from wpadamw.optimizers.adam import WPAdam
 from wpadamw.optimizers.adamw import WPAdamW
 from wpadamw.optimizers.adaplus import WPAdaPlus
 from wpadamw.optimizers.mars import WPMARS
+from wpadamw.optimizers.muon import WPMuon
 from wpadamw.optimizers.nadamw import WPNAdamW
 from wpadamw.optimizers.sgd import WPSGD
 from wpadamw.optimizers.vradam import WPVRAdam
@@ -17,6 +18,7 @@ __all__ = [
     "WPAdaPlus",
     "WPAdam",
     "WPAdamW",
+    "WPMuon",
     "WPNAdamW",
     "WPVRAdam",
 ]

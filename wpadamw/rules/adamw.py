@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from wpadamw.rules.rule import Group, Row, Rule, State, shares, sqrt
+from wpadamw.rules.rule import Group, Row, Rule, State, sqrt, why_decay_is_too_strong
 
 
 class AdamW(Rule):
@@ -126,9 +126,4 @@ class AdamW(Rule):
 
     def why_not_recoverable(self, group: Group, lr: float) -> str | None:
         """The decay of a prediction must not reach the whole weight."""
-        share, weight_decay = max(shares(group)), group["weight_decay"]
-        if not group["predict_decay"] or share * lr * weight_decay < 1.0:
-            return None
-        return (
-            f"needs prediction_steps * lr * weight_decay < 1, got {share} * {lr} * {weight_decay}"
-        )
+        return why_decay_is_too_strong(group, lr)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wpadamw.rules.rule import Group, Row, Rule, State
+from wpadamw.rules.rule import Group, Row, Rule, Settings, State
 
 
 class Averaged(Rule):
@@ -33,6 +33,8 @@ class Averaged(Rule):
             from_weight=(*rule.from_weight, "average"),
             has_time=rule.has_time,
             unused_names=rule.unused_names,
+            own_names=rule.own_names,
+            is_of_matrices=rule.is_of_matrices,
             Hyper=namedtuple("Hyper", (*rule.Hyper._fields, "ema")),
             Step=namedtuple("Step", (*rule.Step._fields, "average_share")),
             Look=rule.Look,
@@ -44,6 +46,10 @@ class Averaged(Rule):
     def hyper(self, group: Group, lr: float | Tensor) -> Row:
         """The rule's hyper-parameters, and the share of a new weight."""
         return self.Hyper(*self.rule.hyper(group, lr), float(group["ema"]))
+
+    def settings(self, group: Group, lr: float | Tensor) -> Settings:
+        """The rule's, with the share of a new weight."""
+        return self.rule.settings(group, lr)._replace(hyper=self.hyper(group, lr))
 
     def scalars(
         self,

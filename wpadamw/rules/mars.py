@@ -91,6 +91,12 @@ class AdamWOfRest(AdamW):
 
     def hyper(self, group: Group, lr: float | Tensor) -> Row:
         """The hyper-parameters of these parameters of a group."""
-        names = "betas", "weight_decay"
-        options = {name: group[f"{name}_1d"] for name in names}
-        return super().hyper({**group, **options}, lr * group["lr_1d_factor"])
+        return super().hyper(_of_rest(group), lr * group["lr_1d_factor"])
+
+    def why_not_recoverable(self, group: Group, lr: float) -> str | None:
+        """The decay of a prediction must not reach the whole weight."""
+        return super().why_not_recoverable(_of_rest(group), lr * group["lr_1d_factor"])
+
+
+def _of_rest(group: Group) -> Group:
+    return {**group, **{name: group[f"{name}_1d"] for name in ("betas", "weight_decay")}}

@@ -31,6 +31,7 @@ class Settings(NamedTuple):
 
     hyper: Row
     shares: tuple[float, ...]
+    updates: Any = None  # how a rule of matrices computes these, see `wpadamw.orthogonal.Updates`
 
     def padded(self, num_looks: int) -> tuple[float, ...]:
         """As many shares as looks: by more than there are nothing moves."""
@@ -78,6 +79,11 @@ class Rule:
     unused_names: ClassVar[tuple[str, ...]] = ()
     # Tensors that begin as the true weight, at any time: a state may come without them.
     from_weight: ClassVar[tuple[str, ...]] = ()
+    # Tensors of the state that the original does not save: without them nothing is predicted.
+    own_names: ClassVar[tuple[str, ...]] = ()
+    # Whether kernels take finished updates in the place of gradients: those of real matrices, which
+    # no element knows alone.
+    is_of_matrices: ClassVar[bool] = False
     Hyper: ClassVar[Any]
     Step: ClassVar[Any]
     Look: ClassVar[Any]
@@ -207,6 +213,14 @@ def maximum(a: Any, b: Any) -> Any:
 def root(x: Any) -> Any:
     """The correctly rounded square root of a number >= 0, or of a tensor."""
     return sqrt(x) if isinstance(x, Tensor) else math.sqrt(x)
+
+
+def why_decay_is_too_strong(group: Group, lr: float) -> str | None:
+    """Why a decoupled decay leaves nothing of a weight in its prediction, or None if it does."""
+    share, weight_decay = max(shares(group)), group["weight_decay"]
+    if not group["predict_decay"] or share * lr * weight_decay < 1.0:
+        return None
+    return f"needs prediction_steps * lr * weight_decay < 1, got {share} * {lr} * {weight_decay}"
 
 
 def sqrt(x: Tensor) -> Tensor:
