@@ -39,6 +39,13 @@ CASES = (RULES | OF_MATRICES).values()
 NUM_PREDICTING = {case.rule.name: _num_predicting(case.rule()) for case in CASES}
 NUM_UPDATING = {case.rule.name: _num_updating(case.rule()) for case in CASES}
 NUM_STATES = {case.rule.name: len(case.rule.state_names) for case in CASES}
+
+
+def num_read(rule: str, has_backup: bool) -> int:
+    """How many tensors of the state a step reads: for the way back, too, without a backup."""
+    return (NUM_UPDATING if has_backup else NUM_STATES)[rule]
+
+
 OPERATIONS = ("step", "step_and_predict", "predict", "restore")
 
 _SIGNATURE = re.compile(
@@ -83,8 +90,8 @@ class BucketKernel:
             return weight
         if "step" not in self.operation:
             return weight + NUM_PREDICTING[self.rule] * self.real_size
-        num_read = (NUM_UPDATING if self.has_backup else NUM_STATES)[self.rule] + self.has_averages
-        return weight + SIZES[self.grad] + num_read * self.real_size
+        num_states = num_read(self.rule, self.has_backup) + self.has_averages
+        return weight + SIZES[self.grad] + num_states * self.real_size
 
     def bytes_written(self) -> int:
         """Per parameter, from the table of the operations."""

@@ -253,8 +253,10 @@ def test_every_optimizer_of_the_package_takes_part_everywhere():
     classes = {name for name in wpadamw.__all__ if isinstance(getattr(wpadamw, name), type)}
     for parts in (("fp32",), ("train",), registry.STUDIED):
         factories = {entrant.factory for entrant in registry.entrants(*parts).values()}
-        # Where weight decay helps, Adam's is the worse AdamW: there is nothing to study.
-        left_out = {"WPAdam"} if parts == registry.STUDIED else set()
+        # Where weight decay helps, Adam's is the worse AdamW: there is nothing to study. Muon's
+        # steps are products of matrices, and it has not been studied yet.
+        left_out = {"WPAdam", "WPMuon"} if parts == registry.STUDIED else set()
+        left_out |= {"WPMuon"} if parts == ("fp32",) else set()
         assert {f"wpadamw:{name}" for name in classes - left_out} <= factories
 
 

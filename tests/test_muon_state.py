@@ -286,7 +286,6 @@ def test_accumulated_gradients_are_one_gradient():
 # Refusals.
 
 BAD = {
-    "lr": (-1.0, float("nan"), torch.tensor([0.1, 0.2])),
     "weight_decay": (-0.1, float("inf")),
     "momentum": (-0.1, "much"),
     "nesterov": ("yes",),
@@ -302,7 +301,6 @@ BAD = {
     "prediction_steps": (-1.0,),
 }
 VALUES = [(name, value) for name, values in BAD.items() for value in values]
-RUNNING = [(name, value) for name, value in VALUES if name != "lr"]
 
 
 @pytest.mark.parametrize(("name", "value"), VALUES, ids=str)
@@ -311,7 +309,13 @@ def test_bad_arguments_are_refused_by_name(name, value):
         WPMuon(parameters(SHAPES), **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), RUNNING, ids=str)
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), torch.tensor([0.1, 0.2])], ids=str)
+def test_a_bad_lr_is_refused_in_torchs_words(lr):
+    with pytest.raises(ValueError, match=r"^(Invalid learning rate: |Tensor lr must be 1-element)"):
+        WPMuon(parameters(SHAPES), lr=lr)
+
+
+@pytest.mark.parametrize(("name", "value"), VALUES, ids=str)
 def test_bad_options_are_refused_before_anything_is_written(name, value):
     _, opt = trained()
     opt.add_param_group({"params": parameters([(3, 3)], seed=5)})

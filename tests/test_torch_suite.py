@@ -28,9 +28,14 @@ OF_TORCH = {info.optim_cls: info for info in suite.optim_db}
 
 
 def registered(cls):
-    """The entry of the original in torch's registry, for our class."""
-    info = OF_TORCH[cls.original]
-    without = {"amsgrad"} if cls is wpadamw.WPNAdamW else set()
+    """The entry of the original in torch's registry, for our class.
+
+    Muon is not in that of every version; SGD has arguments of the same names.
+    """
+    is_muon = cls is wpadamw.WPMuon
+    info = OF_TORCH[torch.optim.SGD if is_muon else cls.original]
+    errors = suite.get_error_inputs_for_all_optims if is_muon else info.optim_error_inputs_func
+    without = {wpadamw.WPNAdamW: {"amsgrad"}, wpadamw.WPMuon: {"dampening"}}.get(cls, set())
 
     def inputs(device):
         found = info.optim_inputs_func(device)
@@ -41,7 +46,7 @@ def registered(cls):
         optim_inputs_func=inputs,
         scheduler_inputs=info.scheduler_inputs,
         supported_impls=tuple(each for each in info.supported_impls if each not in WITHOUT),
-        optim_error_inputs_func=info.optim_error_inputs_func,
+        optim_error_inputs_func=errors,
         supports_fused_on=info.supports_fused_on,
         has_capturable_arg=info.has_capturable_arg,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from cuda_code import NUM_PREDICTING, NUM_STATES
+from cuda_code import NUM_PREDICTING, NUM_STATES, num_read
 
 from wpadamw.rules.summing import CHUNK_NUMEL
 
@@ -51,12 +51,12 @@ class Kernel(NamedTuple):
 
     def read(self) -> Counter[str]:
         """How many arrays an operation reads of each dtype: the table of the operations."""
-        num_states, num_predicting = NUM_STATES[self.rule], NUM_PREDICTING[self.rule]
         arrays = Counter({self.real if self.has_backup else self.param: 1})
         if self.updates:
-            arrays += Counter({self.grad: 1}) + Counter({self.real: num_states + self.has_averages})
+            num_states = num_read(self.rule, self.has_backup) + self.has_averages
+            arrays += Counter({self.grad: 1}) + Counter({self.real: num_states})
         elif self.operation == "predict" or not self.has_backup:
-            arrays[self.real] += num_predicting
+            arrays[self.real] += NUM_PREDICTING[self.rule]
         return arrays
 
     def written(self) -> Counter[str]:

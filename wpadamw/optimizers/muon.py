@@ -20,8 +20,10 @@ class _Original(torch.optim.Optimizer):
     """Refuses an lr as ``torch.optim.Muon``, which takes matrices alone and is new in torch 2.9."""
 
     def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3) -> None:
-        if (isinstance(lr, Tensor) and lr.numel() != 1) or not lr >= 0.0:
-            raise ValueError(f"lr must be a number >= 0 or a tensor of one, got {lr}")
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"Tensor lr must be 1-element, got {lr.numel()}")
+        if not lr >= 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
         super().__init__(params, {"lr": lr})
 
 
