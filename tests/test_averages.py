@@ -163,14 +163,15 @@ def test_averages_may_begin_in_mid_training(mode, options):
     want = true(opt)
     for group in opt.param_groups:
         group["ema"] = EMA
-    for count in (6, 7):
+    for count in (6, 7, 8):
+        opt.state_dict()
         backward(net, count)
         opt.step()
         want = [moved(a, w, count) for a, w in zip(want, true(opt), strict=True)]
         assert_near(averages(opt), want, options)
     for group in opt.param_groups:
         group["ema"] = None
-    train(net, opt, [8])
+    train(net, opt, [9])
     assert not any("average" in state for state in opt.state.values())
 
 
@@ -211,6 +212,24 @@ def test_files_without_averages_begin_them(model_first, mode, options):
     assert all(group["ema"] == EMA for group in other_opt.param_groups)
     want = [moved(a, w, 6) for a, w in zip(want, true(other_opt), strict=True)]
     assert_near(averages(other_opt), want, options)
+
+
+@pytest.mark.parametrize("use", ["show", "switch"])
+@pytest.mark.parametrize("options", PLACES.values(), ids=PLACES)
+def test_before_a_step_averages_are_the_true_weights(options, use):
+    net, opt = started(5, **options)
+    file, weights = opt.state_dict(), net.state_dict()
+    for group in file["param_groups"]:
+        del group["ema"]
+    load_model = lambda model: model.load_state_dict(weights)  # noqa: E731
+    _, other = loaded(file, load_model, False, ema=EMA, **options)
+    want = true(opt)
+    if use == "switch":
+        other.switch_to_average()
+        assert_near(true(other), want, options)
+    else:
+        with other.averaged_weights():
+            assert_near(held(other.state), want, options)
 
 
 @pytest.mark.filterwarnings("ignore:Parameters were written")
@@ -301,6 +320,8 @@ def test_inside_parameters_hold_averages_and_afterwards_what_they_held(mode, opt
         assert equal(held(opt.state), averages(opt))
         with torch.no_grad():
             net[0].weight.zero_()
+        if options in (PLACES["backup"], ROLLOUT):
+            opt.state_dict()  # which takes note of writes, outside
     assert equal(snapshot(opt), before)
     with pytest.raises(KeyError), opt.averaged_weights():
         raise KeyError
