@@ -69,4 +69,8 @@ using DtypesOf = std::conditional_t<is_step(kOperation), dtypes,
 // Elements of which terms are summed by halves; the sums of a tensor's chunks are added in order.
 constexpr int kChunkNumel = 2048;
 
+// What a step is tracked by, summed in the same order: squared distances of predictions from new
+// weights, squared steps, and their products.
+constexpr int kNumTracked = 3;
+
 }  // namespace wpadamw

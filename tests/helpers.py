@@ -189,6 +189,32 @@ def _moved(param: Tensor, device: str | torch.device) -> Tensor:
     return param if there.device == param.device else torch.nn.Parameter(there)
 
 
+def tracked_sums(optimizer: WPAdamW) -> list[Tensor]:
+    """What the last steps have summed of their predictions, in the order of buckets."""
+    plans = map(optimizer._plans.of, optimizer.param_groups)
+    return [part.sums.cpu() for plan in plans if plan is not None for part in plan.tracked]
+
+
+def assert_same_tracking(optimizer: WPAdamW, other: WPAdamW) -> None:
+    """The same bits of what predictions are judged by."""
+    for own, want in zip(tracked_sums(optimizer), tracked_sums(other), strict=True):
+        assert_same_bits("tracked", own, want)
+
+
+# Of steps that are tracked.
+TRACKED = {
+    "tracked": {"track_prediction": True},
+    "tracked-no-backup": {"track_prediction": True, "backup": False},
+    "tracked-averages": {"track_prediction": True, "ema": 0.3},
+    "tracked-rollout": {
+        "track_prediction": True,
+        "prediction": "rollout",
+        "prediction_steps": 2.5,
+        "backup": False,
+    },
+}
+
+
 class Twins:
     """The same training under several backends, compared after every operation.
 
@@ -239,6 +265,7 @@ class Twins:
         for optimizer in self.by_backend.values():
             if optimizer is not self._last:
                 assert_same_training(optimizer, self._last, self.record_dtype)
+                assert_same_tracking(optimizer, self._last)
 
     def run_everything(self, generator: torch.Generator, grad_dtype: torch.dtype) -> None:
         """Steps from both modes, and both ways between the modes."""

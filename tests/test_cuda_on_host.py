@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import (
     PLACES,
+    TRACKED,
     Twins,
     kinds_and,
     load_mid_training,
@@ -59,6 +60,13 @@ def twins(numels, dtype, **options):
 
 @pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(PLACES))
 def test_tensors_of_several_chunks(dtype, grad_dtype, options, generator):
+    pair = twins(NUMELS, dtype, **options)
+    pair.run(lambda optimizer: load_mid_training(optimizer, 1000))
+    pair.run_everything(generator, grad_dtype)
+
+
+@pytest.mark.parametrize("dtype, grad_dtype, options", kinds_and(TRACKED))
+def test_tracked_steps(dtype, grad_dtype, options, generator):
     pair = twins(NUMELS, dtype, **options)
     pair.run(lambda optimizer: load_mid_training(optimizer, 1000))
     pair.run_everything(generator, grad_dtype)

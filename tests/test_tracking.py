@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import BACKENDS, KINDS, NARROW, assert_same_bits, set_grad, wide
+from helpers import BACKENDS, KINDS, NARROW, assert_same_bits, set_grad, tracked_sums, wide
 from rule_table import RULES
 
 from wpadamw import WPAdamW
@@ -52,11 +52,6 @@ def shown(params, opt):
     return [(opt.compute_copy(p) if copies else p.detach()).clone() for p in params]
 
 
-def sums_of(opt):
-    (group,) = opt.param_groups
-    return [part.sums for part in opt._plans.of(group).tracked]
-
-
 def measured(params, opt):
     """A step, and what it should have summed, per parameter."""
     opt.predict()
@@ -79,7 +74,7 @@ def test_a_step_sums_what_weights_show(form, backend, num_threads):
     opt = WPAdamW(params, lr=0.01, track_prediction=True, backend=backend, **options)
     train(params, opt)
     want = measured(params, opt)
-    (got,) = sums_of(opt)
+    (got,) = tracked_sums(opt)
     assert_same_bits("sums", got, want)
     assert (got[:2, [0, 1, 2, 4]] > 0).all()
 
@@ -106,7 +101,7 @@ def test_backends_have_the_same_sums(name, dtype, grad_dtype, options):
             opt.predict()
             give_gradients(params, step, grad_dtype)
             opt.step()
-        found.append((sums_of(opt), weights_of(params, opt)))
+        found.append((tracked_sums(opt), weights_of(params, opt)))
     for own, want in zip(*found, strict=True):
         for a, b in zip(own, want, strict=True):
             assert_same_bits("sums and weights", a, b)
@@ -192,7 +187,7 @@ def test_parameters_without_a_gradient_do_not_count():
     for param in params[1:]:
         param.grad = None
     opt.step()
-    (sums,) = sums_of(opt)
+    (sums,) = tracked_sums(opt)
     assert (sums[:, 1:] == 0).all() and (sums[:2, 0] > 0).all()
 
 

@@ -14,7 +14,7 @@ import helpers
 import numpy
 import pytest
 import torch
-from helpers import COPIES, Twins, kinds_and, load_mid_training, random_parameters, wide
+from helpers import COPIES, TRACKED, Twins, kinds_and, load_mid_training, random_parameters, wide
 from rule_table import RULES
 from test_backend_layouts import GuardedTwins
 
@@ -40,10 +40,13 @@ OPTIONS = {
     "amsgrad-no-backup": {"amsgrad": True, "backup": False},
     "averages": {"ema": 0.3},
     "averages-no-backup": {"ema": 0.3, "backup": False},
+    "tracked": TRACKED["tracked"],
+    "tracked-no-backup": TRACKED["tracked-no-backup"],
 }
 ROLLOUTS = {
     "rollout": {"prediction": "rollout", "prediction_steps": 2.5},
     "rollout-no-backup": {"prediction": "rollout", "prediction_steps": 1.5, "backup": False},
+    "tracked-rollout": TRACKED["tracked-rollout"],
     "rollout-averages": {"prediction": "rollout", "prediction_steps": 1.5, "ema": 0.3},
 }
 # The interpreter truncates where it should round to bfloat16.

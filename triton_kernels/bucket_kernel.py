@@ -37,6 +37,7 @@ def run_block(
     STEP: tl.constexpr,
     PREDICT: tl.constexpr,
     RECOVER: tl.constexpr,
+    EXPECT: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
     LOOKS_AT: tl.constexpr,
@@ -54,6 +55,9 @@ def run_block(
 
     All loads of arrays come before the first use of one. To make room in the registers scalars are
     loaded no sooner than they are needed, and values are stored as soon as they are known.
+
+    With EXPECT, the rule's function of a prediction, a step returns for each element by how much
+    the one that parameters may hold was wrong, and by how much the weight has moved.
     """
     i = first + tl.arange(0, BLOCK_NUMEL)
     mask = None if numel is None else i < numel
@@ -85,6 +89,21 @@ def run_block(
             STATE_DTYPE,
         )
         w = tl.where(holds_prediction, recovered, w)
+    if EXPECT is not None:
+        old = w
+        held = load_row(last_row + LOOKS_AT, holds_prediction, NUM_LOOK, STATE_DTYPE)
+        expected = predict_by(
+            last_row + LOOKS_AT,
+            holds_prediction,
+            w,
+            state,
+            held,
+            EXPECT,
+            NUM_LOOK,
+            NUM_LOOKS,
+            STATE_DTYPE,
+        )
+        expected = tl.where(holds_prediction, expected, w)
     if STEP is not None or PREDICT is not None:
         look = load_row(row + LOOKS_AT, moves, NUM_LOOK, STATE_DTYPE)
     if STEP is not None:
@@ -99,12 +118,19 @@ def run_block(
             share = tl.load(row + NUM_STEP).to(STATE_DTYPE)
             average = tl.load(averages, mask)
             tl.store(averages, average + (w - average) * share, mask)
+    new = w
     if PREDICT is not None:
         predicted = predict_by(
             row + LOOKS_AT, moves, w, state, look, PREDICT, NUM_LOOK, NUM_LOOKS, STATE_DTYPE
         )
         w = predicted if STEP is not None else tl.where(moves, predicted, w)
     tl.store(param, w.to(PARAM_DTYPE), mask)
+    if EXPECT is not None:
+        if (PREDICT is not None) & (RECOVER is not None):  # as the next step computes it back
+            new = recover_by(
+                row + LOOKS_AT, moves, w, state, RECOVER, NUM_LOOK, NUM_LOOKS, STATE_DTYPE
+            )
+        return expected - new, new - old
 
 
 @triton.jit(do_not_specialize=["num_tensors"])
@@ -183,6 +209,7 @@ def bucket_kernel(
             STEP,
             PREDICT,
             RECOVER,
+            None,
             NUM_STATES,
             NUM_STEP,
             LOOKS_AT,
@@ -218,6 +245,7 @@ def bucket_kernel(
                 STEP,
                 PREDICT,
                 RECOVER,
+                None,
                 NUM_STATES,
                 NUM_STEP,
                 LOOKS_AT,

@@ -111,7 +111,7 @@ void check_grads(const BoundBucket& bucket, DType grad_dtype) {
 // What tells of predictions: float64, [kNumTracked, tensors].
 void check_tracked(const BoundBucket& bucket, Operation operation, uintptr_t tracked) {
   if (!is_step(operation)) refuse("tracked", "be 0 but for steps", std::to_string(tracked));
-  const auto num_sums = static_cast<int64_t>(bucket.spans.size()) * cpu::kNumTracked;
+  const auto num_sums = static_cast<int64_t>(bucket.spans.size()) * kNumTracked;
   check_memory("tracked", {tracked, num_sums * int64_t{sizeof(double)}, alignof(double)});
 }
 

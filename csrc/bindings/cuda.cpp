@@ -99,11 +99,24 @@ cuda::Rows device_rows(const BoundBucket& bucket, uintptr_t scalars, uintptr_t i
   return rows;
 }
 
+// A step that is tracked writes float64 [kNumTracked, tensors], by way of [kNumTracked, chunks].
+void run(BoundBucket& bucket, const cuda::Call& call, uintptr_t partial, uintptr_t tracked) {
+  if (tracked == 0) {
+    cuda::run(bucket, call, bucket.kernels());
+  } else {
+    if (!is_step(call.operation)) refuse("tracked", "be 0 but for steps", std::to_string(tracked));
+    auto* of_chunks = array<double>("partial", partial, kNumTracked * bucket.num_chunks);
+    auto* of_tensors = array<double>("tracked", tracked, kNumTracked * bucket.num_tensors);
+    cuda::track(bucket, call, bucket.kernels(), of_chunks, of_tensors);
+  }
+  ++bucket.completed;
+}
+
 // With one row for all tensors, in the memory of the host; where there is a second one, all of them
 // hold its prediction.
 void run_row(const py::object& self, Operation operation, DType grad_dtype, uintptr_t scalars,
              int64_t num_rows, double grad_factor, uintptr_t grad_factor_address,
-             uintptr_t found_inf, uintptr_t stream) {
+             uintptr_t found_inf, uintptr_t stream, uintptr_t partial, uintptr_t tracked) {
   auto& bucket = made<BoundBucket>(self);
   check_can_step(bucket.rule());
   if (bucket.num_looks > 1) throw std::runtime_error("rows of several looks lie in device memory");
@@ -111,21 +124,19 @@ void run_row(const py::object& self, Operation operation, DType grad_dtype, uint
                               found_inf, stream);
   call.rows.row = check_rows(bucket.row_width(), scalars, num_rows, 2);
   if (num_rows == 2) call.rows.held = call.rows.row + bucket.row_width();
-  cuda::run(bucket, call, bucket.kernels());
-  ++bucket.completed;
+  run(bucket, call, partial, tracked);
 }
 
 // With a row per tensor, in device memory.
 void run_rows(const py::object& self, Operation operation, DType grad_dtype, uintptr_t scalars,
               uintptr_t index, double grad_factor, uintptr_t grad_factor_address,
-              uintptr_t found_inf, uintptr_t stream) {
+              uintptr_t found_inf, uintptr_t stream, uintptr_t partial, uintptr_t tracked) {
   auto& bucket = made<BoundBucket>(self);
   check_can_step(bucket.rule());
   cuda::Call call = make_call(bucket, operation, grad_dtype, {grad_factor, grad_factor_address},
                               found_inf, stream);
   call.rows = device_rows(bucket, scalars, index);
-  cuda::run(bucket, call, bucket.kernels());
-  ++bucket.completed;
+  run(bucket, call, partial, tracked);
 }
 
 // Sums what a step would read: float64 [terms, tensors], by way of [terms, chunks].
@@ -190,10 +201,12 @@ void bind_cuda(py::module_& m) {
            py::arg("state"), py::arg("num_looks") = 1, py::arg("has_averages") = false)
       .def("run_row", &run_row, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("num_rows"), py::arg("grad_factor"), py::arg("grad_factor_address"),
-           py::arg("found_inf"), py::arg("stream"))
+           py::arg("found_inf"), py::arg("stream"), py::arg("partial") = 0,
+           py::arg("tracked") = 0)
       .def("run_rows", &run_rows, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("index"), py::arg("grad_factor"), py::arg("grad_factor_address"),
-           py::arg("found_inf"), py::arg("stream"))
+           py::arg("found_inf"), py::arg("stream"), py::arg("partial") = 0,
+           py::arg("tracked") = 0)
       .def("sums", &sums, py::arg("grad_dtype"), py::arg("scalars"), py::arg("index"),
            py::arg("grad_factor"), py::arg("grad_factor_address"), py::arg("partial"),
            py::arg("out"), py::arg("stream"))

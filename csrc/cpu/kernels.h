@@ -30,11 +30,9 @@ struct Task {
 using Run = void (*)(const Task& task, int64_t begin, int64_t end, bool streaming);
 // The sum of each term over n elements, at most kChunkNumel.
 using Sum = void (*)(const Task& task, int64_t begin, int64_t n, double* sums);
-// A step over n elements, at most kChunkNumel, and three sums over them: of the squared distances of
-// the prediction from the new weight, the squared steps, and their products.
+// A step over n elements, at most kChunkNumel, and kNumTracked sums over them.
 using Track = void (*)(const Task& task, int64_t begin, int64_t n, Run run, bool predicts,
                        bool streaming, double* sums);
-constexpr int kNumTracked = 3;
 
 // nullptr: this combination is not compiled.
 struct RunTable {

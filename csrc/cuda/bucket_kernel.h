@@ -33,13 +33,19 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     return moves ? predicted : element.weight;
   }
 
-  // An update is stored before further looks: they find its registers free.
   template <int kN>
   __device__ void run_loaded(const Arguments<Rule, real_t>& arguments, int i,
                              Loaded<kN>& loaded) const {
-    constexpr int kNumDone = is_step(kOperation) ? 1 : 0;
     real_t held[kN];
     this->undo(arguments, loaded);
+    run_undone(arguments, i, loaded, held);
+  }
+
+  // An update is stored before further looks: they find its registers free.
+  template <int kN>
+  __device__ void run_undone(const Arguments<Rule, real_t>& arguments, int i, Loaded<kN>& loaded,
+                             real_t (&held)[kN]) const {
+    constexpr int kNumDone = is_step(kOperation) ? 1 : 0;
 #pragma unroll
     for (int j = 0; j < kN; ++j) {
       if constexpr (is_step(kOperation)) held[j] = step_element(loaded, j);
@@ -80,36 +86,41 @@ struct BucketBlock : Elements<Rule, param_t, grad_t, kOperation, kHasBackup> {
     average.store(averages);
   }
 
-  // All loads of a thread before its first use of one: they wait for memory together.
-  __device__ void run_packs(const Arguments<Rule, real_t>& arguments) const {
+  // A block may do more with what has been loaded: it is `self`. All loads of a thread come before its
+  // first use of one: they wait for memory together.
+  template <typename Self>
+  static __device__ void run_packs(const Self& self, const Arguments<Rule, real_t>& arguments) {
     constexpr int kWidth = Base::kWidth, kPacks = Base::kPacks;
     Loaded<kWidth> loaded[kPacks];
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int i = (p * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
-      if (i + kWidth <= this->numel) this->load(i, loaded[p]);
+      if (i + kWidth <= self.numel) self.load(i, loaded[p]);
     }
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int i = (p * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
-      if (i + kWidth > this->numel) return;
-      run_loaded(arguments, i, loaded[p]);
+      if (i + kWidth > self.numel) return;
+      self.run_loaded(arguments, i, loaded[p]);
     }
   }
 
-  __device__ void run_singly(const Arguments<Rule, real_t>& arguments, int begin) const {
+  template <typename Self>
+  static __device__ void run_singly(const Self& self, const Arguments<Rule, real_t>& arguments,
+                                    int begin) {
 #pragma unroll 1
-    for (int i = begin + static_cast<int>(threadIdx.x); i < this->numel; i += kThreads) {
+    for (int i = begin + static_cast<int>(threadIdx.x); i < self.numel; i += kThreads) {
       Loaded<1> loaded;
-      this->load(i, loaded);
-      run_loaded(arguments, i, loaded);
+      self.load(i, loaded);
+      self.run_loaded(arguments, i, loaded);
     }
   }
 
-  __device__ void run(const Arguments<Rule, real_t>& arguments) const {
-    const bool has_packs = this->has_packs();
-    if (has_packs) run_packs(arguments);
-    run_singly(arguments, has_packs ? this->numel / Base::kWidth * Base::kWidth : 0);
+  template <typename Self>
+  static __device__ void run(const Self& self, const Arguments<Rule, real_t>& arguments) {
+    const bool has_packs = self.has_packs();
+    if (has_packs) run_packs(self, arguments);
+    run_singly(self, arguments, has_packs ? self.numel / Base::kWidth * Base::kWidth : 0);
   }
 };
 
@@ -137,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<Rule, param_t, kOperation
     block.moves = !arguments.moves_nothing(chunk.tensor);
     if (!kHasBackup && !block.moves) return;  // it holds its true weights
   }
-  block.run(arguments);
+  block.run(block, arguments);
 }
 
 // An update that is not predicted from is done by the kernel of one that is: half of the machine code.

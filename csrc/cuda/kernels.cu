@@ -50,6 +50,18 @@ int position_of(const Bucket& bucket, const Call& call) {
   return wpadamw::position_of(bucket.param_dtype, call.grad_dtype);
 }
 
+void sum_by(const SumTable& table, const Bucket& bucket, const Call& call, int num_terms,
+            double* partial, double* sums) {
+  if (bucket.num_tensors == 0) return;
+  if (bucket.num_chunks > 0) table.at[bucket.has_weights](bucket, call, partial);
+  const int64_t num_blocks = (bucket.num_tensors + kThreadsPerBlock - 1) / kThreadsPerBlock;
+  const cudaLaunchConfig_t config = launch_config(num_blocks, kThreadsPerBlock, call.stream);
+  check(cudaLaunchKernelEx(&config, add_chunks, bucket.chunks, bucket.num_chunks, bucket.grads,
+                           bucket.num_tensors, num_terms, static_cast<const double*>(partial),
+                           sums),
+        "launch of add_chunks");
+}
+
 }  // namespace
 
 void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
@@ -60,17 +72,14 @@ void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
 
 void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
          double* partial, double* sums) {
-  if (bucket.num_tensors == 0) return;
-  if (bucket.num_chunks > 0) {
-    const SumTable& table = kernels.sum[position_of(bucket, call)];
-    table.at[bucket.has_weights](bucket, call, partial);
-  }
-  const int64_t num_blocks = (bucket.num_tensors + kThreadsPerBlock - 1) / kThreadsPerBlock;
-  const cudaLaunchConfig_t config = launch_config(num_blocks, kThreadsPerBlock, call.stream);
-  check(cudaLaunchKernelEx(&config, add_chunks, bucket.chunks, bucket.num_chunks, bucket.grads,
-                           bucket.num_tensors, num_terms, static_cast<const double*>(partial),
-                           sums),
-        "launch of add_chunks");
+  const SumTable& table = kernels.sum[position_of(bucket, call)];
+  sum_by(table, bucket, call, num_terms, partial, sums);
+}
+
+void track(const Bucket& bucket, const Call& call, const Kernels& kernels, double* partial,
+           double* sums) {
+  const SumTable& table = kernels.track[position_of(bucket, call)];
+  sum_by(table, bucket, call, kNumTracked, partial, sums);
 }
 
 void total(const double* numbers, int64_t count, double* total, void* stream) {

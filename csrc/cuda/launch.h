@@ -93,6 +93,7 @@ struct SumTable {
 struct Kernels {
   RunTable run[Supported::kSize];
   SumTable sum[Supported::kSize];
+  SumTable track[Supported::kSize];  // steps that sum what they are tracked by
   Advance advance;
 };
 
@@ -104,6 +105,9 @@ void run(const Bucket& bucket, const Call& call, const Kernels& kernels);
 // The sums of all terms over each tensor, sums[term * num_tensors + tensor], by way of `partial`.
 void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
          double* partial, double* sums);
+// A step, and the same sums of what it is tracked by.
+void track(const Bucket& bucket, const Call& call, const Kernels& kernels, double* partial,
+           double* sums);
 // The sum of numbers in device memory, from the first to the last.
 void total(const double* numbers, int64_t count, double* total, void* stream);
 

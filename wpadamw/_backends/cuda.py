@@ -65,10 +65,13 @@ class Kernels(DeviceKernels):
         rows: Rows,
         factor: float | Tensor,
         found_inf: Tensor | None,
+        tracked: Tensor | None = None,
     ) -> None:
         codes = self.operations[operation], self.dtypes[grad_dtype]
         scale = (0.0, factor.data_ptr()) if isinstance(factor, Tensor) else (factor, 0)
-        ends = *scale, _address(found_inf), current_stream(self.device)
+        partial = None if tracked is None else self._room_for_sums(len(tracked))[0]
+        sums = _address(partial), _address(tracked)
+        ends = *scale, _address(found_inf), current_stream(self.device), *sums
         if rows.index is None and self.bucket.num_looks == 1:  # they travel with the launch
             number = len(rows.scalars)
             self.device_bucket.run_row(*codes, rows.scalars.data_ptr(), number, *ends)
@@ -78,7 +81,7 @@ class Kernels(DeviceKernels):
             self.device_bucket.run_rows(*codes, *addresses, *ends)
 
     def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
-        partial, sums = self._room_for_sums()
+        partial, sums = self._room_for_sums(self.bucket.rule.num_terms)
         self.device_bucket.sums(
             self.dtypes[grad_dtype],
             rows.scalars.data_ptr(),

@@ -42,12 +42,13 @@ class DeviceKernels:
         factor: float | Tensor,
         predict_next: bool,
         found_inf: Tensor | None = None,
+        tracked: Tensor | None = None,
     ) -> None:
         """Restore, update and, with ``predict_next``, predict."""
         operation = Operation.step_and_predict if predict_next else Operation.step
         with device_guard(self.device):
             self.table.grads.fill(grads.addresses)
-            self._launch(operation, grads.dtype, rows, factor, found_inf)
+            self._launch(operation, grads.dtype, rows, factor, found_inf, tracked)
 
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
@@ -77,12 +78,12 @@ class DeviceKernels:
         with device_guard(self.device):
             self._advance(ledger, operation, found_inf)
 
-    def _room_for_sums(self) -> tuple[Tensor, Tensor]:
+    def _room_for_sums(self, num_terms: int) -> tuple[Tensor, Tensor]:
         """For the sums of chunks, and for those of tensors."""
-        num_terms, table = self.bucket.rule.num_terms, self.table
+        # Zeros: a step that turns out to be void sums nothing.
         partial, sums = (
-            torch.empty(num_terms, columns, dtype=torch.float64, device=self.device)
-            for columns in (table.num_chunks, table.num_params)
+            torch.zeros(num_terms, columns, dtype=torch.float64, device=self.device)
+            for columns in (self.table.num_chunks, self.table.num_params)
         )
         return partial, sums
 
@@ -93,6 +94,7 @@ class DeviceKernels:
         rows: Rows,
         factor: float | Tensor,
         found_inf: Tensor | None,
+        tracked: Tensor | None = None,
     ) -> None:
         """Run an operation over all chunks on the current stream."""
         raise NotImplementedError

@@ -20,7 +20,7 @@ NAME = "triton"
 
 # Tests of the kernels pass from here on: see docs/compatibility.md.
 _OLDEST = (3, 4)
-_KERNELS = ("bucket_kernel", "reduce_kernel", "advance_kernel")
+_KERNELS = ("bucket_kernel", "track_kernel", "reduce_kernel", "advance_kernel")
 
 
 @cache
@@ -151,11 +151,20 @@ class Kernels(DeviceKernels):
         rows: Rows,
         factor: float | Tensor,
         found_inf: Tensor | None,
+        tracked: Tensor | None = None,
     ) -> None:
         rows, factor = self.table.rows(rows), self.table.factor_of(factor)
-        if self.table.num_chunks:
+        arguments = (*self._arguments(rows, factor), found_inf)
+        if tracked is not None:
+            partial, _ = self._room_for_sums(len(tracked))
+            if self.table.num_chunks:
+                self.modules["track_kernel"].track_kernel[(self.table.num_chunks,)](
+                    *arguments, partial, **self._track_options(operation, grad_dtype)
+                )
+            self._sum_chunks(partial, tracked)
+        elif self.table.num_chunks:
             self.modules["bucket_kernel"].bucket_kernel[(self.table.num_chunks,)](
-                *self._arguments(rows, factor), found_inf, **self.options[operation, grad_dtype]
+                *arguments, **self.options[operation, grad_dtype]
             )
         self.num_launches += 1
 
@@ -167,11 +176,17 @@ class Kernels(DeviceKernels):
 
     def _sum(self, grad_dtype: torch.dtype, rows: Rows, factor: Tensor) -> Tensor:
         module, table = self.modules["reduce_kernel"], self.table
-        partial, sums = self._room_for_sums()
+        partial, sums = self._room_for_sums(self.bucket.rule.num_terms)
         if table.num_chunks:
             module.chunk_sums_kernel[(table.num_chunks,)](
                 *self._arguments(rows, factor), partial, **self._sum_options(grad_dtype)
             )
+        self._sum_chunks(partial, sums)
+        return sums
+
+    def _sum_chunks(self, partial: Tensor, sums: Tensor) -> None:
+        """The sums of tensors from those of their chunks."""
+        module, table = self.modules["reduce_kernel"], self.table
         module.tensor_sums_kernel[(table.num_params, len(sums))](
             partial,
             table.num_chunks,
@@ -182,7 +197,14 @@ class Kernels(DeviceKernels):
             num_warps=1,
             enable_fp_fusion=False,
         )
-        return sums
+
+    def _track_options(self, operation: Operation, grad_dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            **self.options[operation, grad_dtype],
+            "EXPECT": self.rule.predict,
+            "NUM_HALVINGS": CHUNK_NUMEL.bit_length() - 1,
+            "num_warps": self.modules["reduce_kernel"].NUM_WARPS,
+        }
 
     def _sum_options(self, grad_dtype: torch.dtype) -> dict[str, Any]:
         return {
