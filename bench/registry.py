@@ -26,6 +26,8 @@ COMPILED = "AdamW, torch.compile"
 PLAIN = "prediction in plain PyTorch"
 OURS = "WPAdamW"
 OURS_WITHOUT_BACKUP = "WPAdamW(backup=False)"
+AVERAGING = "WPAdamW(ema=1e-3)"
+TRACKED = "WPAdamW(track_prediction=True)"
 ROLLOUT = 'WPAdamW(prediction="rollout")'
 TRITON = 'WPAdamW(backend="triton")'
 FUSED_CAST = "AdamW(fused=True), and one cast"
@@ -121,7 +123,9 @@ _SGD: dict[str, Any] = {"momentum": 0.9}
 _BELIEF = _adam(eps=1e-16)
 # What differs from the original's defaults: the decay is that of the matrices alone.
 _MARS = {"betas": (0.95, 0.99), "eps": 1e-8, "weight_decay_1d": 0.0}
-_SUMMING = {"WPVRAdam", "WPMARS"}
+# Families that the study also averages.
+_AVERAGED = {"WPVRAdam", "WPMARS", "WPMuon"}
+_MUON = {"adjust_lr_fn": "match_rms_adamw", "adamw_betas": (0.9, 0.999)}
 _RACE, _PEER, _CORE = ("fp32", "peers"), ("peers",), ("core",)
 _S = "prediction_steps"
 
@@ -142,10 +146,12 @@ ENTRANTS = (
             STEP_BYTES + 4),
     Entrant("WPAdaM3", "wpadamw:WPAdaM3", _BELIEF, ("fp32", "train"), STEP_BYTES + 4),
     Entrant("WPAdaPlus", "wpadamw:WPAdaPlus", _adam(), ("fp32", "train"), STEP_BYTES + 4),
+    Entrant(AVERAGING, _WP, _adam(ema=1e-3), ("fp32",), STEP_BYTES + 12, held_bytes=24),
+    Entrant(TRACKED, _WP, _adam(track_prediction=True), ("fp32",), STEP_BYTES + 8),
     Entrant("WPVRAdam", "wpadamw:WPVRAdam", _adam(), ("fp32", "train"), STEP_BYTES + 12),
     Entrant("WPMARS", "wpadamw:WPMARS", _MARS, ("fp32", "train"), STEP_BYTES + 20, held_bytes=24),
     # By its sizes it has the learning rates of AdamW.
-    Entrant("WPMuon", "wpadamw:WPMuon", {"adjust_lr_fn": "match_rms_adamw"}, ("train",)),
+    Entrant("WPMuon", "wpadamw:WPMuon", _MUON, ("train",)),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),
@@ -177,10 +183,11 @@ ENTRANTS = (
     ),
     *(
         Entrant(f"{name}, s = {s:g}", f"wpadamw:{name}", {**options, _S: s}, ("families",),
-                lr_scale=lr_scale, decay_scale=1 / lr_scale, is_averaged=name in _SUMMING)
+                lr_scale=lr_scale, decay_scale=1 / lr_scale, is_averaged=name in _AVERAGED)
         for name, options, lr_scale in (
             ("WPSGD", _SGD, 32.0), ("WPAdaBelief", _BELIEF, 1.0), ("WPAdaM3", _BELIEF, 1.0),
             ("WPAdaPlus", _adam(), 1.0), ("WPVRAdam", _adam(), 1.0), ("WPMARS", _MARS, 1.0),
+            ("WPMuon", _MUON, 1.0),
         )
         for s in (0.0, 1.0)
     ),

@@ -52,6 +52,10 @@ _SIGNATURE = re.compile(
     r"bucket_kernel<wpadamw::(?P<rule>\w+)::Rule, (?P<param>[\w:]+), (?P<grad>[\w:]+), "
     r"\(wpadamw::Operation\)(?P<operation>\d), (?P<has_backup>true|false)>"
 )
+_TRACKED = re.compile(
+    r"track_kernel<wpadamw::(?P<rule>\w+)::Rule, (?P<param>[\w:]+), (?P<grad>[\w:]+), "
+    r"(?P<has_backup>true|false)>"
+)
 _ACCESS = re.compile(r"\b((?:LD|ST|LDG|STG|LDL|STL|LDS|STS)\.[.\w]*|LDL|STL|LDS|STS)\b")
 
 
@@ -65,6 +69,7 @@ class BucketKernel:
     operation: str
     has_backup: bool
     accesses: Counter[str]  # instructions that access memory
+    is_tracked: bool = False  # whether it reads what parameters hold, too
     has_averages: bool = True  # whether they are moved: where there are some
 
     @property
@@ -91,7 +96,8 @@ class BucketKernel:
         if "step" not in self.operation:
             return weight + NUM_PREDICTING[self.rule] * self.real_size
         num_states = num_read(self.rule, self.has_backup) + self.has_averages
-        return weight + SIZES[self.grad] + num_states * self.real_size
+        shown = SIZES[self.param] if self.is_tracked and self.has_backup else 0
+        return weight + shown + SIZES[self.grad] + num_states * self.real_size
 
     def bytes_written(self) -> int:
         """Per parameter, from the table of the operations."""
@@ -130,17 +136,31 @@ def functions(tools: Path, extension: str, architecture: str) -> dict[str, str]:
 
 def bucket_kernels(code: dict[str, str]) -> list[BucketKernel]:
     """All instantiations among functions."""
-    found = []
-    for name, its_code in code.items():
-        if match := _SIGNATURE.search(name):
-            found.append(
-                BucketKernel(
-                    rule=match["rule"],
-                    param=match["param"],
-                    grad=match["grad"],
-                    operation=OPERATIONS[int(match["operation"])],
-                    has_backup=match["has_backup"] == "true",
-                    accesses=Counter(_ACCESS.findall(its_code)),
-                )
-            )
-    return found
+    return [
+        _kernel(match, OPERATIONS[int(match["operation"])], its_code)
+        for name, its_code in code.items()
+        if (match := _SIGNATURE.search(name))
+    ]
+
+
+def tracked_kernels(code: dict[str, str]) -> list[BucketKernel]:
+    """The same of steps that are tracked."""
+    return [
+        _kernel(match, "step_and_predict", its_code, is_tracked=True)
+        for name, its_code in code.items()
+        if (match := _TRACKED.search(name))
+    ]
+
+
+def _kernel(
+    match: re.Match[str], operation: str, its_code: str, is_tracked: bool = False
+) -> BucketKernel:
+    return BucketKernel(
+        rule=match["rule"],
+        param=match["param"],
+        grad=match["grad"],
+        operation=operation,
+        has_backup=match["has_backup"] == "true",
+        accesses=Counter(_ACCESS.findall(its_code)),
+        is_tracked=is_tracked,
+    )

@@ -12,13 +12,22 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cuda_code import NUM_STATES, BucketKernel, bucket_kernels, functions, tool_output
+from cuda_code import (
+    NUM_STATES,
+    BucketKernel,
+    bucket_kernels,
+    functions,
+    tool_output,
+    tracked_kernels,
+)
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 ELEMENTS_PER_THREAD = 8  # kElementsPerThread of csrc/cuda/launch.h
 # float32 and float64 with three operations with and without a backup, gradients of float32 for
 # float64, and three operations and gradients of float32 for bfloat16 and float16.
 KERNELS_OF_A_RULE = 2 * 6 + 2 + 2 * 4
+# Float32, and float64 with both gradients, with and without a backup, and four of narrower ones.
+TRACKED_OF_A_RULE = 2 * 3 + 4
 
 
 def cuda_tools():
@@ -99,6 +108,19 @@ def test_every_array_is_accessed_by_16_bytes_and_as_often_as_the_table_says(kern
         assert kernel.wide_bytes("STG") in (written, num_ways * written), kernel.name
 
 
+def test_tracked_steps_move_the_bytes_of_others(code):
+    found = tracked_kernels(code)
+    assert Counter(kernel.rule for kernel in found) == dict.fromkeys(NUM_STATES, TRACKED_OF_A_RULE)
+    for kernel in found:
+        read, written = (
+            ELEMENTS_PER_THREAD * size for size in (kernel.bytes_read(), kernel.bytes_written())
+        )
+        assert kernel.wide_bytes("LDG") == read, kernel.name
+        assert kernel.wide_bytes("STG") in (written, 2 * written), kernel.name
+        kinds = {access.split(".")[0] for access in kernel.accesses}
+        assert kinds == {"LDG", "STG", "LDS", "STS"}, kernel.name  # terms wait in shared memory
+
+
 def test_memory_is_known_to_be_global(kernels):
     for kernel in kernels:
         kinds = {access.split(".")[0] for access in kernel.accesses}
@@ -111,7 +133,7 @@ def test_nothing_spills(extension):
     assert len(found) > len(NUM_STATES) * KERNELS_OF_A_RULE
     for name, stack, shared, local in found:
         assert (stack, local) == ("0", "0"), name
-        assert shared == "0" or "sum_kernel" in name, name
+        assert shared == "0" or "sum_kernel" in name or "track_kernel" in name, name
 
 
 @pytest.mark.parametrize("rule", ["adamw", "amsgrad"])

@@ -67,8 +67,8 @@ def measured(params, opt):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-# Without a backup a look at true weights may change their last bit.
-@pytest.mark.parametrize("form", sorted(FORMS.keys() - {"rollout-no-backup"}))
+# Without a backup true weights are computed back, to another last bit.
+@pytest.mark.parametrize("form", [name for name in FORMS if "no-backup" not in name])
 def test_a_step_sums_what_weights_show(form, backend, num_threads):
     params, options = parameters(), FORMS[form]
     opt = WPAdamW(params, lr=0.01, track_prediction=True, backend=backend, **options)

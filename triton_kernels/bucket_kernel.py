@@ -37,7 +37,7 @@ def run_block(
     STEP: tl.constexpr,
     PREDICT: tl.constexpr,
     RECOVER: tl.constexpr,
-    EXPECT: tl.constexpr,
+    TRACKS: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
     LOOKS_AT: tl.constexpr,
@@ -56,8 +56,8 @@ def run_block(
     All loads of arrays come before the first use of one. To make room in the registers scalars are
     loaded no sooner than they are needed, and values are stored as soon as they are known.
 
-    With EXPECT, the rule's function of a prediction, a step returns for each element by how much
-    the one that parameters may hold was wrong, and by how much the weight has moved.
+    With TRACKS a step returns for each element how far what its parameter has held was from the new
+    weight, and how far the weight has moved.
     """
     i = first + tl.arange(0, BLOCK_NUMEL)
     mask = None if numel is None else i < numel
@@ -76,6 +76,8 @@ def run_block(
         grad = tl.multiple_of(grad, GRAD_ALIGNMENT) + i
         g = tl.load(grad, mask).to(STATE_DTYPE)
     state = load_each(states, mask, NUM_STATES)
+    if TRACKS:
+        shown = w if weight is None else tl.load(param, mask).to(STATE_DTYPE)
 
     if RECOVER is not None:
         recovered = recover_by(
@@ -89,21 +91,7 @@ def run_block(
             STATE_DTYPE,
         )
         w = tl.where(holds_prediction, recovered, w)
-    if EXPECT is not None:
-        old = w
-        held = load_row(last_row + LOOKS_AT, holds_prediction, NUM_LOOK, STATE_DTYPE)
-        expected = predict_by(
-            last_row + LOOKS_AT,
-            holds_prediction,
-            w,
-            state,
-            held,
-            EXPECT,
-            NUM_LOOK,
-            NUM_LOOKS,
-            STATE_DTYPE,
-        )
-        expected = tl.where(holds_prediction, expected, w)
+    old = w
     if STEP is not None or PREDICT is not None:
         look = load_row(row + LOOKS_AT, moves, NUM_LOOK, STATE_DTYPE)
     if STEP is not None:
@@ -125,12 +113,8 @@ def run_block(
         )
         w = predicted if STEP is not None else tl.where(moves, predicted, w)
     tl.store(param, w.to(PARAM_DTYPE), mask)
-    if EXPECT is not None:
-        if (PREDICT is not None) & (RECOVER is not None):  # as the next step computes it back
-            new = recover_by(
-                row + LOOKS_AT, moves, w, state, RECOVER, NUM_LOOK, NUM_LOOKS, STATE_DTYPE
-            )
-        return expected - new, new - old
+    if TRACKS:
+        return shown - new, new - old
 
 
 @triton.jit(do_not_specialize=["num_tensors"])
@@ -209,7 +193,7 @@ def bucket_kernel(
             STEP,
             PREDICT,
             RECOVER,
-            None,
+            False,
             NUM_STATES,
             NUM_STEP,
             LOOKS_AT,
@@ -245,7 +229,7 @@ def bucket_kernel(
                 STEP,
                 PREDICT,
                 RECOVER,
-                None,
+                False,
                 NUM_STATES,
                 NUM_STEP,
                 LOOKS_AT,

@@ -24,7 +24,6 @@ def track_kernel(
     STEP: tl.constexpr,
     PREDICT: tl.constexpr,
     RECOVER: tl.constexpr,
-    EXPECT: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
@@ -39,7 +38,7 @@ def track_kernel(
     CHUNK_NUMEL: tl.constexpr,
     NUM_HALVINGS: tl.constexpr,
 ):
-    """One chunk; the arguments are those of ``bucket_kernel``, EXPECT is the rule's prediction.
+    """One chunk; the arguments are those of ``bucket_kernel``.
 
     ``sums`` has each chunk's sum of squared errors, then those of squared steps, then those of the
     products. Those of tensors without a gradient stay as they are.
@@ -78,7 +77,7 @@ def track_kernel(
             STEP,
             PREDICT,
             RECOVER,
-            EXPECT,
+            True,
             NUM_STATES,
             NUM_STEP,
             LOOKS_AT,
@@ -111,7 +110,7 @@ def track_kernel(
             STEP,
             PREDICT,
             RECOVER,
-            EXPECT,
+            True,
             NUM_STATES,
             NUM_STEP,
             LOOKS_AT,

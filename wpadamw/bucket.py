@@ -112,8 +112,7 @@ class Bucket(BucketState):
     def step(self, grads: Gradients, call: StepCall) -> None:
         """Restores, updates and, if asked to, predicts the parameters that have a gradient."""
         settings, factor, predict_next, found_inf, sums, tracked = call
-        has_grad = grads.has_grad
-        held = self._computed_back() if tracked is None else self.predicted()
+        has_grad, held = grads.has_grad, self._computed_back()
 
         def launch(rows: Rows) -> None:
             self.kernels.step(grads, rows, factor, predict_next, found_inf, tracked)
@@ -132,10 +131,6 @@ class Bucket(BucketState):
             after = [predict_next if chosen else before for chosen, before in pairs]
         self._write(run, after, has_grad, resume)
         self.is_after_literal_step = not predict_next
-
-    def predicted(self) -> list[bool]:
-        """Which parameters show predictions to forwards."""
-        return self.held
 
     def sums(self, grads: list[Gradients], call: StepCall) -> Tensor:
         """The sums of the rule's terms, float64, [num_terms, parameters]. Writes nothing."""

@@ -46,10 +46,6 @@ class CopyBucket(Bucket):
         super().begin()
         self.to_begin = to_begin
 
-    def predicted(self) -> list[bool]:
-        """All: forwards see copies."""
-        return self.uniform["predicted"]
-
     def step(self, grads: Gradients, call: StepCall) -> None:
         """Updates the parameters that have a gradient, and their copies."""
         super().begin()

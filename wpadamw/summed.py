@@ -55,9 +55,13 @@ def _of_tensors(parts: list[_Part]) -> dict[int, Tensor]:
 
 def _together(steps: Sequence[GroupStep], parts: list[_Part]) -> dict[int, Tensor]:
     """The sum over all parameters, in the order in which groups have them."""
-    groups = [step.plan.group["params"] for step in steps]
-    places = {id(p): i for i, p in enumerate(itertools.chain.from_iterable(groups))}
-    order = torch.tensor([places[id(p)] for part in parts for p in part.bucket.params]).argsort()
-    each = sums.ordered([part.each for part in parts], order)
+    device = parts[0].each.device
+    columns: dict[int, Tensor] = {}
+    for part in parts:
+        of_params = part.each.to(device, non_blocking=True).unbind(dim=1)
+        columns |= zip(map(id, part.bucket.params), of_params, strict=True)
+    params = itertools.chain.from_iterable(step.plan.group["params"] for step in steps)
+    # Nothing goes from the host to the device: the step may be captured.
+    each = torch.stack([columns[id(p)] for p in params if id(p) in columns], dim=1)
     whole = sums.total(parts[0].bucket.kernels, each).unsqueeze(1)
     return {id(part.bucket): whole.to(part.each.device).expand_as(part.each) for part in parts}

@@ -26,7 +26,7 @@ WPADAMW_HOST_DEVICE void prefetch_block(const value_t* values) {
 template <Operation kOperation, Source kSource, typename Rule, typename param_t>
 WPADAMW_HOST_DEVICE void prefetch(const Tensor<Rule, param_t>& tensor, int64_t i) {
   if constexpr (kSource == Source::kBackup) prefetch_block(tensor.weight + i);
-  if constexpr (kSource != Source::kBackup) prefetch_block(tensor.param + i);
+  if (kSource != Source::kBackup || tensor.terms != nullptr) prefetch_block(tensor.param + i);
   if constexpr (kOperation == Operation::kRestore && kSource == Source::kBackup) return;
   for (int k = 0; k < Rule::kNumStates; ++k) prefetch_block(tensor.state.at[k] + i);
   if constexpr (is_step(kOperation)) {
@@ -53,6 +53,31 @@ void look_on(const Tensor<Rule, param_t>& tensor, int64_t begin, int64_t n, para
   }
 }
 
+// Before a step that is tracked: the true weights, and those that gradients were computed at.
+template <Source kSource, typename Rule, typename param_t, typename real_t>
+[[gnu::noinline]] void remember(const Tensor<Rule, param_t>& tensor, int64_t begin, int64_t n,
+                                const param_t* held, real_t* old, real_t* shown) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) {
+    const auto state = tensor.load_state(begin + j);
+    old[j] = tensor.template true_weight<kSource>(begin + j, state, held[j]);
+    shown[j] = to_real(tensor.param[begin + j]);
+  }
+}
+
+// After it: how far these were from the new weights, and how far the step has led.
+template <typename real_t>
+[[gnu::noinline]] void compare(real_t* terms, int64_t n, const real_t* old, const real_t* shown,
+                               const real_t* weights) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) {
+    const real_t error = shown[j] - weights[j], moved = weights[j] - old[j];
+    terms[j] = error * error;
+    terms[kChunkNumel + j] = moved * moved;
+    terms[2 * kChunkNumel + j] = error * moved;
+  }
+}
+
 // The operation on elements [begin, begin + n); the new parameters go to `out`.
 template <Operation kOperation, Source kSource, typename Rule, typename param_t>
 WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t begin, int64_t n,
@@ -70,6 +95,10 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t 
   alignas(64) real_t converted[kBlock];
   const real_t* grads = nullptr;
   if constexpr (is_step(kOperation)) grads = tensor.gradients(begin, n, converted);
+  alignas(64) real_t old[kBlock], shown[kBlock];
+  if constexpr (is_step(kOperation)) {
+    if (tensor.terms != nullptr) remember<kSource>(tensor, begin, n, held, old, shown);
+  }
   // Where they have no place of their own true weights wait here for the averages.
   alignas(64) real_t apart[kBlock];
   real_t* weights = kSource == Source::kBackup ? tensor.weight + begin : apart;
@@ -89,6 +118,7 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t 
   }
   if constexpr (is_step(kOperation)) {
     if (tensor.average != nullptr) tensor.move_averages(begin, n, weights);
+    if (tensor.terms != nullptr) compare(tensor.terms + begin % kChunkNumel, n, old, shown, weights);
   }
   if constexpr (predicts(kOperation)) {
     if (tensor.num_looks > 1) look_on(tensor, begin, n, out);

@@ -24,6 +24,7 @@ struct Task {
   double grad_factor;
   bool has_real_grad;  // its dtype is that of the state
   int num_looks;       // of a row
+  void* terms;         // of the state's dtype, kNumTracked times kChunkNumel; null: not tracked
 };
 
 // The operation on elements [begin, end).
@@ -31,8 +32,7 @@ using Run = void (*)(const Task& task, int64_t begin, int64_t end, bool streamin
 // The sum of each term over n elements, at most kChunkNumel.
 using Sum = void (*)(const Task& task, int64_t begin, int64_t n, double* sums);
 // A step over n elements, at most kChunkNumel, and kNumTracked sums over them.
-using Track = void (*)(const Task& task, int64_t begin, int64_t n, Run run, bool predicts,
-                       bool streaming, double* sums);
+using Track = void (*)(Task task, int64_t begin, int64_t n, Run run, bool streaming, double* sums);
 
 // nullptr: this combination is not compiled.
 struct RunTable {
@@ -41,13 +41,10 @@ struct RunTable {
 struct SumTable {
   Sum at[kNumSources];
 };
-struct TrackTable {
-  Track at[kNumSources];
-};
 struct Kernels {
   RunTable run[Supported::kSize];
   SumTable sum[Supported::kSize];
-  TrackTable track[Supported::kSize];
+  Track track[Supported::kSize];
 };
 
 }  // namespace wpadamw::cpu

@@ -7,12 +7,21 @@
 namespace wpadamw::cpu::WPADAMW_ISA {
 namespace {
 
-// x[i] += x[i + half] for 1024, 512, ... 1. Halves that lack all their elements add zeros.
+// x[i] += x[i + half] for 1024, 512, ... 1, as long as there are many three halvings at a time. Halves
+// that lack all their elements add zeros.
 template <typename real_t>
 WPADAMW_HOST_DEVICE real_t sum_by_halves(real_t* values, int64_t n) {
   int64_t size = 1;
   while (size < n) size *= 2;
   for (int64_t i = n; i < size; ++i) values[i] = real_t{0};
+  for (; size >= 256; size /= 8) {
+    const int64_t part = size / 8;
+    const auto pair = [&](int64_t i) { return values[i] + values[i + 4 * part]; };
+#pragma GCC ivdep
+    for (int64_t i = 0; i < part; ++i) {
+      values[i] = (pair(i) + pair(i + 2 * part)) + (pair(i + part) + pair(i + 3 * part));
+    }
+  }
   for (int64_t half = size / 2; half > 0; half /= 2) {
 #pragma GCC ivdep
     for (int64_t i = 0; i < half; ++i) values[i] += values[i + half];
@@ -45,6 +54,15 @@ void sum_chunk(const Task& task, int64_t begin, int64_t n, double* sums) {
     for (int t = 0; t < Rule::kNumTerms; ++t) values[t][j] = terms.at[t];
   }
   for (int t = 0; t < Rule::kNumTerms; ++t) sums[t] = sum_by_halves(values[t], n);
+}
+
+// The same of what a step is tracked by, which its loop leaves behind.
+template <typename real_t>
+void track_chunk(Task task, int64_t begin, int64_t n, Run run, bool streaming, double* sums) {
+  alignas(64) real_t terms[kNumTracked][kChunkNumel];
+  task.terms = terms;
+  run(task, begin, begin + n, streaming);
+  for (int t = 0; t < kNumTracked; ++t) sums[t] = sum_by_halves(terms[t], n);
 }
 
 template <typename Rule, typename dtypes, Source kSource>

@@ -28,6 +28,7 @@ struct Tensor {
   const double* looks;                 // of the row
   const double* held_looks = nullptr;  // of what the parameter holds
   int num_looks;
+  real_t* terms;  // or null: kNumTracked times kChunkNumel, of a chunk that is tracked
 
   explicit WPADAMW_HOST_DEVICE Tensor(const Task& task)
       : param(reinterpret_cast<param_t*>(task.param)),
@@ -37,7 +38,8 @@ struct Tensor {
         grad_factor(static_cast<real_t>(task.grad_factor)),
         row(round_row<Rule, real_t>(task.row, task.has_averages)),
         looks(looks_of<Rule>(task.row, task.has_averages)),
-        num_looks(task.num_looks) {
+        num_looks(task.num_looks),
+        terms(static_cast<real_t*>(task.terms)) {
     if (task.held != nullptr) {
       held_looks = looks_of<Rule>(task.held, task.has_averages);
       held = round_nth_look<Rule, real_t>(held_looks, 0);
@@ -75,17 +77,6 @@ struct Tensor {
   [[gnu::noinline]] void undo(int64_t begin, int64_t n, real_t* values) const {
     for (int64_t j = 0; j < n; ++j) values[j] = param[begin + j];
     for (int k = num_looks - 1; k > 0; --k) {
-      const Look look = round_nth_look<Rule, real_t>(held_looks, k);
-#pragma GCC ivdep
-      for (int64_t j = 0; j < n; ++j) {
-        values[j] = Rule::recover(values[j], load_state(begin + j), look);
-      }
-    }
-  }
-
-  // The same with all of their looks undone.
-  [[gnu::noinline]] void recover_all(int64_t begin, int64_t n, real_t* values) const {
-    for (int k = num_looks - 1; k >= 0; --k) {
       const Look look = round_nth_look<Rule, real_t>(held_looks, k);
 #pragma GCC ivdep
       for (int64_t j = 0; j < n; ++j) {

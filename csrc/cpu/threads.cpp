@@ -56,7 +56,8 @@ Task task_of(const Bucket& bucket, const Call& call, const Span& span) {
           span.held < 0 ? nullptr : row(span.held),
           call.grad_factor,
           call.grad_dtype == real,
-          bucket.num_looks};
+          bucket.num_looks,
+          nullptr};
 }
 
 int useful_threads(int64_t total, int most) {
@@ -182,13 +183,12 @@ void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num
 
 void track(const Bucket& bucket, const Call& call, const Kernels& kernels, double* sums) {
   const auto position = position_of(bucket, call);
-  const TrackTable& table = kernels.track[position];
+  const Track track = kernels.track[position];
   const auto& runs = kernels.run[position].at[static_cast<size_t>(call.operation)];
   const bool streaming = busy_elements(bucket, call) * call.param_size > kStreamingBytes;
   sum_chunks(bucket, call, kNumTracked, sums,
              [&](int source, const Task& task, int64_t begin, int64_t n, double* of_chunk) {
-               table.at[source](task, begin, n, runs[source], predicts(call.operation), streaming,
-                                of_chunk);
+               track(task, begin, n, runs[source], streaming, of_chunk);
              });
 }
 

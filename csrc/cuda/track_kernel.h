@@ -1,5 +1,5 @@
 // A step that also tells how good predictions were, by sums over the chunks of a bucket: those of
-// csrc/cpu/track_loop.h.
+// csrc/cpu/bucket_loop.h.
 #pragma once
 
 #include "bucket_kernel.h"
@@ -17,7 +17,6 @@ template <typename Rule, typename param_t, typename grad_t, bool kHasBackup>
 struct TrackBlock : BucketBlock<Rule, param_t, grad_t, Operation::kStepAndPredict, kHasBackup> {
   using Base = BucketBlock<Rule, param_t, grad_t, Operation::kStepAndPredict, kHasBackup>;
   using typename Base::real_t;
-  using Look = typename Rule::template Look<real_t>;
   template <int kN>
   using Loaded = typename Base::template Loaded<kN>;
   using Base::Base;
@@ -27,56 +26,21 @@ struct TrackBlock : BucketBlock<Rule, param_t, grad_t, Operation::kStepAndPredic
   template <int kN>
   __device__ void run_loaded(const Arguments<Rule, real_t>& arguments, int i,
                              Loaded<kN>& loaded) const {
-    real_t old[kN], expected[kN], held[kN];
+    real_t shown[kN], old[kN], held[kN];
+    if constexpr (kHasBackup) loaded.param.load(this->param + i);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) shown[j] = to_real(loaded.param.values[j]);
     this->undo(arguments, loaded);
 #pragma unroll
-    for (int j = 0; j < kN; ++j) old[j] = expected[j] = this->element(loaded, j).weight;
-    expect(arguments, loaded, expected);
+    for (int j = 0; j < kN; ++j) old[j] = this->element(loaded, j).weight;
     this->run_undone(arguments, i, loaded, held);
-    if constexpr (!kHasBackup) look_back(arguments, loaded, held);
 #pragma unroll
     for (int j = 0; j < kN; ++j) {
-      const real_t error = expected[j] - loaded.weight.values[j];
+      const real_t error = shown[j] - loaded.weight.values[j];
       const real_t moved = loaded.weight.values[j] - old[j];
       terms->at[0][i + j] = error * error;
       terms->at[1][i + j] = moved * moved;
       terms->at[2][i + j] = error * moved;
-    }
-  }
-
-  // The predictions that gradients were computed at, from true weights.
-  template <int kN>
-  __device__ void expect(const Arguments<Rule, real_t>& arguments, const Loaded<kN>& loaded,
-                         real_t (&values)[kN]) const {
-    const int num_looks = arguments.holds_prediction_of(this->tensor) ? arguments.num_looks : 0;
-#pragma unroll 1
-    for (int k = 0; k < num_looks; ++k) {
-      const Look look = k == 0 ? arguments.held_of(this->tensor)
-                               : arguments.held_look(this->tensor, k);
-#pragma unroll
-      for (int j = 0; j < kN; ++j) {
-        values[j] = Rule::predict(values[j], this->state_of(loaded, j), look);
-      }
-    }
-  }
-
-  // The new true weights as the next step will compute them back.
-  template <int kN>
-  __device__ void look_back(const Arguments<Rule, real_t>& arguments, Loaded<kN>& loaded,
-                            const real_t (&held)[kN]) const {
-    if constexpr (kCanRecover<Rule>) {
-      if (!this->moves) return;
-#pragma unroll
-      for (int j = 0; j < kN; ++j) loaded.weight.values[j] = held[j];
-#pragma unroll 1
-      for (int k = arguments.num_looks; k > 0; --k) {
-        const Look look = k == 1 ? this->row.look : arguments.look(this->tensor, k - 1);
-#pragma unroll
-        for (int j = 0; j < kN; ++j) {
-          real_t& value = loaded.weight.values[j];
-          value = Rule::recover(value, this->state_of(loaded, j), look);
-        }
-      }
     }
   }
 };

@@ -142,8 +142,8 @@ class Kernels(Protocol):
             found_inf: of float32, one element on the device; not 0: nothing is done.
             tracked: float64, [3, parameters], receives the sums over each parameter, added up like
                 those of `sums`, of ``(p - w')^2``, ``(w' - w)^2`` and ``(p - w')*(w' - w)``: p is
-                the prediction of the second rows from the true weight w, or w where they name none,
-                and w' the new true weight, without a backup as computed back. 0 without a gradient.
+                what is held before the step, w and w' are the true weight before and after it.
+                0 without a gradient.
         """
 
     def predict(self, rows: Rows) -> None:

@@ -116,15 +116,14 @@ class Kernels:
         for i, grad in self._scaled(grads, factor):
             scalars = of_step.get(i)
             assert scalars is not None
-            old, former = self._true_weight(i, of_held), self._state(i)
-            weight, state = self.rule.step(old, former, grad, scalars.step, scalars.looks[0])
+            old = self._true_weight(i, of_held)
+            weight, state = self.rule.step(
+                old, self._state(i), grad, scalars.step, scalars.looks[0]
+            )
             held = self._predicted(weight, state, scalars) if predict_next else weight
             if tracked is not None:
-                expected = self._expected(old, former, of_held.get(i))
-                new = weight
-                if self.bucket.weight is None and predict_next:
-                    new = self._recovered(held, state, scalars)
-                tracked[:, i] = _tracked(expected - new, new - old)
+                shown = self.bucket.params[i].to(self.like.dtype)
+                tracked[:, i] = _tracked(shown - weight, weight - old)
             self._write_step(i, weight, state, held, is_void)
 
     @torch.no_grad()
@@ -206,17 +205,6 @@ class Kernels:
             weight = self.rule.predict(weight, state, look)
         return weight
 
-    def _recovered(self, predicted: Tensor, state: State, scalars: _Scalars) -> Tensor:
-        for look in reversed(scalars.looks):
-            predicted = self.rule.recover(predicted, state, look)
-        return predicted
-
-    def _expected(self, weight: Tensor, state: State, held: _Scalars | None) -> Tensor:
-        """The prediction from a true weight; itself where there is none."""
-        if held is None:
-            return weight
-        return _where(held, self._predicted(weight, state, held), weight)
-
     def _stored_weight(self, i: int) -> Tensor:
         return self.bucket.params[i] if self.bucket.weight is None else self.bucket.weight[i]
 
@@ -225,4 +213,7 @@ class Kernels:
         held = None if self.bucket.weight is not None else of_held.get(i)
         if held is None or not self.rule.can_recover():  # what it holds will do
             return stored
-        return _where(held, self._recovered(stored, self._state(i), held), stored)
+        recovered = stored
+        for look in reversed(held.looks):
+            recovered = self.rule.recover(recovered, self._state(i), look)
+        return _where(held, recovered, stored)

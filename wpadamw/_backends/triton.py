@@ -201,7 +201,6 @@ class Kernels(DeviceKernels):
     def _track_options(self, operation: Operation, grad_dtype: torch.dtype) -> dict[str, Any]:
         return {
             **self.options[operation, grad_dtype],
-            "EXPECT": self.rule.predict,
             "NUM_HALVINGS": CHUNK_NUMEL.bit_length() - 1,
             "num_warps": self.modules["reduce_kernel"].NUM_WARPS,
         }
