@@ -117,6 +117,7 @@ BAD_CPU = {
         *BAD_THREADS,
         ("scalars", 0, "scalars must be the address of at least 144 bytes, got 0"),
         ("scalars", 4100, "scalars must be a multiple of 8, got 4100"),
+        ("tracked", 4100, "tracked must be a multiple of 8, got 4100"),
     ],
     "sums": [
         *BAD_DTYPES,

@@ -16,6 +16,8 @@ NAMES = (
     "true_weights",
     "averaged_weights",
     "switch_to_average",
+    "set_true_weights",
+    "prediction_stats",
     "predict",
     "restore",
     "reset_time",
