@@ -30,7 +30,7 @@ WPADAMW_HOST_DEVICE void prefetch(const Tensor<Rule, param_t>& tensor, int64_t i
   if constexpr (kOperation == Operation::kRestore && kSource == Source::kBackup) return;
   for (int k = 0; k < Rule::kNumStates; ++k) prefetch_block(tensor.state.at[k] + i);
   if constexpr (is_step(kOperation)) {
-    if (tensor.average != nullptr) prefetch_block(tensor.average + i);
+    if (tensor.has_averages()) prefetch_block(tensor.average + i);
     if (tensor.has_real_grad) {
       prefetch_block(tensor.real_grad() + i);
     } else {
@@ -88,7 +88,7 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t 
     }
   }
   if constexpr (is_step(kOperation)) {
-    if (tensor.average != nullptr) tensor.move_averages(begin, n, weights);
+    if (tensor.has_averages()) tensor.move_averages(begin, n, weights);
   }
   if constexpr (predicts(kOperation)) {
     if (tensor.num_looks > 1) look_on(tensor, begin, n, out);
