@@ -78,8 +78,9 @@ def spoil(dice: random.Random, calls: Calls) -> None:
     """One call, of which one to three arguments are bad."""
     name = dice.choice(list(calls.good))
     arguments = dict(calls.good[name])
-    # The rule that is summed has no scalars: where they lie does not matter.
-    names = [argument for argument in arguments if (name, argument) != ("sums", "scalars")]
+    # The rule that is summed has no scalars, others have no sums: where they lie does not matter.
+    empty = {("sums", "scalars"), ("advance", "sums")}
+    names = [argument for argument in arguments if (name, argument) not in empty]
     for argument in dice.sample(names, min(len(names), dice.randint(1, 3))):
         arguments[argument] = spoilt(dice, argument, arguments[argument])
     check_refusal(calls, name, arguments)

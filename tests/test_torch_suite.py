@@ -35,7 +35,9 @@ def registered(cls):
     is_muon = cls is wpadamw.WPMuon
     info = OF_TORCH[torch.optim.SGD if is_muon else cls.original]
     errors = suite.get_error_inputs_for_all_optims if is_muon else info.optim_error_inputs_func
-    without = {wpadamw.WPNAdamW: {"amsgrad"}, wpadamw.WPMuon: {"dampening"}}.get(cls, set())
+    without = {"dampening"} if is_muon else set()
+    if cls in (wpadamw.WPNAdamW, wpadamw.WPVRAdam, wpadamw.WPMARS):
+        without = {"amsgrad"}
 
     def inputs(device):
         found = info.optim_inputs_func(device)

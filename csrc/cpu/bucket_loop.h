@@ -26,11 +26,11 @@ WPADAMW_HOST_DEVICE void prefetch_block(const value_t* values) {
 template <Operation kOperation, Source kSource, typename Rule, typename param_t>
 WPADAMW_HOST_DEVICE void prefetch(const Tensor<Rule, param_t>& tensor, int64_t i) {
   if constexpr (kSource == Source::kBackup) prefetch_block(tensor.weight + i);
-  if (kSource != Source::kBackup || tensor.terms != nullptr) prefetch_block(tensor.param + i);
+  if (kSource != Source::kBackup || tensor.is_tracked()) prefetch_block(tensor.param + i);
   if constexpr (kOperation == Operation::kRestore && kSource == Source::kBackup) return;
   for (int k = 0; k < Rule::kNumStates; ++k) prefetch_block(tensor.state.at[k] + i);
   if constexpr (is_step(kOperation)) {
-    if (tensor.average != nullptr) prefetch_block(tensor.average + i);
+    if (tensor.has_averages()) prefetch_block(tensor.average + i);
     if (tensor.has_real_grad) {
       prefetch_block(tensor.real_grad() + i);
     } else {
@@ -97,7 +97,7 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t 
   if constexpr (is_step(kOperation)) grads = tensor.gradients(begin, n, converted);
   alignas(64) real_t old[kBlock], shown[kBlock];
   if constexpr (is_step(kOperation)) {
-    if (tensor.terms != nullptr) remember<kSource>(tensor, begin, n, held, old, shown);
+    if (tensor.is_tracked()) remember<kSource>(tensor, begin, n, held, old, shown);
   }
   // Where they have no place of their own true weights wait here for the averages.
   alignas(64) real_t apart[kBlock];
@@ -117,8 +117,8 @@ WPADAMW_HOST_DEVICE void run_block(const Tensor<Rule, param_t>& tensor, int64_t 
     }
   }
   if constexpr (is_step(kOperation)) {
-    if (tensor.average != nullptr) tensor.move_averages(begin, n, weights);
-    if (tensor.terms != nullptr) compare(tensor.terms + begin % kChunkNumel, n, old, shown, weights);
+    if (tensor.has_averages()) tensor.move_averages(begin, n, weights);
+    if (tensor.is_tracked()) compare(tensor.terms + begin % kChunkNumel, n, old, shown, weights);
   }
   if constexpr (predicts(kOperation)) {
     if (tensor.num_looks > 1) look_on(tensor, begin, n, out);

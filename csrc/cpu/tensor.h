@@ -20,7 +20,7 @@ struct Tensor {
   const void* grad;
   bool has_real_grad;
   Values<real_t*, Rule::kNumStates> state;
-  real_t* average = nullptr;  // or null
+  real_t* average = nullptr;  // or null: there are none
   real_t average_share{};
   real_t grad_factor;
   RowOf<Rule, real_t> row;
@@ -96,6 +96,10 @@ struct Tensor {
       }
     }
   }
+
+  // Both are said to be rare: without it the usual loop is a tenth slower.
+  WPADAMW_HOST_DEVICE bool has_averages() const { return __builtin_expect(average != nullptr, 0); }
+  WPADAMW_HOST_DEVICE bool is_tracked() const { return __builtin_expect(terms != nullptr, 0); }
 
   // Moves the averages of n elements from `begin` on towards their new weights.
   [[gnu::noinline]] void move_averages(int64_t begin, int64_t n, const real_t* weights) const {

@@ -58,7 +58,7 @@ __device__ void sum_terms(Terms<real_t>& terms) {
 }
 
 template <typename Rule, typename param_t, typename grad_t, bool kHasBackup>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)  // left alone compilers spill for a second block
     track_kernel(const Arguments<Rule, typename RealOf<param_t>::type> arguments, double* partial) {
   using real_t = typename RealOf<param_t>::type;
   __shared__ Terms<real_t> terms;

@@ -143,7 +143,7 @@ class Kernels(Protocol):
             tracked: float64, [3, parameters], receives the sums over each parameter, added up like
                 those of `sums`, of ``(p - w')^2``, ``(w' - w)^2`` and ``(p - w')*(w' - w)``: p is
                 what is held before the step, w and w' are the true weight before and after it.
-                0 without a gradient.
+                0 without a gradient, and where nothing is done.
         """
 
     def predict(self, rows: Rows) -> None:

@@ -123,7 +123,8 @@ class Kernels:
             held = self._predicted(weight, state, scalars) if predict_next else weight
             if tracked is not None:
                 shown = self.bucket.params[i].to(self.like.dtype)
-                tracked[:, i] = _tracked(shown - weight, weight - old)
+                found = _tracked(shown - weight, weight - old)
+                tracked[:, i] = found if is_void is None else torch.where(is_void, 0.0, found)
             self._write_step(i, weight, state, held, is_void)
 
     @torch.no_grad()
