@@ -17,7 +17,7 @@ _MARS, _REST = MARS(), AdamWOfRest()
 
 
 class WPMARS(WeightPrediction):
-    r"""MARS-AdamW with weight prediction, with the arguments of the authors' ``MARS``.
+    r"""MARS-AdamW with weight prediction, with the names of the authors' ``MARS``.
 
     The gradient's change since the last update reduces its variance; the norm of what comes out is
     clipped to 1, matrix by matrix (Yuan et al. 2024, arXiv 2411.10438, approximate form)::
@@ -38,7 +38,7 @@ class WPMARS(WeightPrediction):
         gamma: how much the change counts; with 0 this is `WPAdamW` on clipped gradients.
         optimize_1d: whether all parameters are trained like matrices.
         lr_1d_factor: learning rate of parameters that are no matrices, over ``lr``, so that a
-            schedule drives both; >= 0.
+            schedule drives both; >= 0. (The authors' ``lr_1d`` is ``lr_1d_factor * lr``.)
         betas_1d: their decay rates, in [0, 1).
         weight_decay_1d: their decoupled decay, >= 0.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
