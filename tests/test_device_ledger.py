@@ -22,7 +22,7 @@ from helpers import (
 )
 from rule_table import RULES
 
-from wpadamw import WPAdamW, _backends, layout
+from wpadamw import WPAdamW, WPVRAdam, _backends, layout
 from wpadamw.device_ledger import DeviceLedger
 from wpadamw.ledger import Ledger
 from wpadamw.rules.rule import Settings
@@ -395,3 +395,23 @@ def test_frozen_parameters_hold_true_weights_until_they_are_trained_again(backen
     opt.eval()
     opt.train()
     assert not torch.equal(params[0], weight)
+
+
+@pytest.mark.parametrize("scope", ["group", "global", "tensor"])
+def test_sums_over_several_buckets_reach_the_device(scope, backend):
+    found = []
+    for name in (backend, "torch"):
+        params = [
+            *random_parameters(NUMELS, torch.float32),
+            *random_parameters([70], torch.bfloat16),
+        ]
+        groups = [{"params": params[::2]}, {"params": params[1::2]}]
+        opt = WPVRAdam(groups, norm_scope=scope, beta3=1e-3, amp=True, backend=name)
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            for param in params:
+                set_grad(param, wide(param.shape, param.dtype, generator))
+            opt.step()
+        found.append([param.detach().clone() for param in params])
+    for own, want in zip(*found, strict=True):
+        assert_same_bits("weights", own, want)

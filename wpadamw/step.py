@@ -22,10 +22,6 @@ class GroupStep(NamedTuple):
     scaling: Scaling
     sums: Sequence[Tensor | None] = ()  # per bucket, of the terms of its rule
 
-    def told(self, sums: list[Tensor | None]) -> GroupStep:
-        """The same step, with what it has been summed for it."""
-        return self._replace(sums=sums)
-
     def run(self) -> None:
         """Fails only where it is interrupted; otherwise the group ends wholly in one mode."""
         group = self.plan.group

@@ -31,7 +31,10 @@ def with_sums(steps: Sequence[GroupStep]) -> list[GroupStep]:
     for scope, number in dict.fromkeys((part.scope, _whole(part)) for part in parts):
         chosen = [part for part in parts if (part.scope, _whole(part)) == (scope, number)]
         found |= _of_tensors(chosen) if scope == "tensor" else _together(steps, chosen)
-    return [step.told([found.get(id(bucket)) for bucket in step.plan.buckets]) for step in steps]
+    return [
+        step._replace(sums=[found.get(id(bucket)) for bucket in step.plan.buckets])
+        for step in steps
+    ]
 
 
 def _whole(part: _Part) -> int:
@@ -64,4 +67,7 @@ def _together(steps: Sequence[GroupStep], parts: list[_Part]) -> dict[int, Tenso
     # Nothing goes from the host to the device: the step may be captured.
     each = torch.stack([columns[id(p)] for p in params if id(p) in columns], dim=1)
     whole = sums.total(parts[0].bucket.kernels, each).unsqueeze(1)
-    return {id(part.bucket): whole.to(part.each.device).expand_as(part.each) for part in parts}
+    return {
+        id(part.bucket): whole.to(part.each.device).expand_as(part.each).contiguous()
+        for part in parts
+    }
