@@ -1,6 +1,7 @@
 """Every optimizer that takes part anywhere: a line each. Imports what it names when that is built.
 
-The parts are ``fp32`` and ``bf16`` (tables of times and memory), the same with `` cuda`` (only on a
+The parts are ``fp32`` and ``bf16`` (tables of times and memory), ``extras`` (times of steps that do
+more than AdamW's), the same with `` cuda`` (only on a
 GPU), ``peers`` (times beside other packages) and ``train`` (the command). Those of the study are
 ``core`` (AdamW, its predictions, its rivals), ``steps`` (rules for the number of steps to predict)
 and ``families`` (the other update rules); its contest of pipelines has a part of its own,
@@ -131,8 +132,8 @@ _S = "prediction_steps"
 
 # fmt: off
 ENTRANTS = (
-    Entrant(FUSED, _TORCH, _adam(fused=True), (*_RACE, "train"), STEP_BYTES),
-    Entrant(OURS, _WP, _adam(), (*_RACE, "train"), STEP_BYTES + 4),
+    Entrant(FUSED, _TORCH, _adam(fused=True), (*_RACE, "extras", "train"), STEP_BYTES),
+    Entrant(OURS, _WP, _adam(), (*_RACE, "extras", "train"), STEP_BYTES + 4),
     Entrant(OURS_WITHOUT_BACKUP, _WP, _adam(backup=False), _RACE, STEP_BYTES),
     Entrant(ROLLOUT, _WP, _adam(prediction="rollout"), ("fp32",), STEP_BYTES + 4),
     Entrant(PLAIN, ".steppers:PlainPrediction", _adam(), _RACE, 92, temporary_bytes=12),
@@ -146,10 +147,13 @@ ENTRANTS = (
             STEP_BYTES + 4),
     Entrant("WPAdaM3", "wpadamw:WPAdaM3", _BELIEF, ("fp32", "train"), STEP_BYTES + 4),
     Entrant("WPAdaPlus", "wpadamw:WPAdaPlus", _adam(), ("fp32", "train"), STEP_BYTES + 4),
-    Entrant(AVERAGING, _WP, _adam(ema=1e-3), ("fp32",), STEP_BYTES + 12, held_bytes=24),
-    Entrant(TRACKED, _WP, _adam(track_prediction=True), ("fp32",), STEP_BYTES + 8),
-    Entrant("WPVRAdam", "wpadamw:WPVRAdam", _adam(), ("fp32", "train"), STEP_BYTES + 12),
-    Entrant("WPMARS", "wpadamw:WPMARS", _MARS, ("fp32", "train"), STEP_BYTES + 20, held_bytes=24),
+    Entrant(AVERAGING, _WP, _adam(ema=1e-3), ("extras",), STEP_BYTES + 12, held_bytes=24),
+    Entrant(TRACKED, _WP, _adam(track_prediction=True), ("extras",), STEP_BYTES + 8),
+    Entrant("WPVRAdam", "wpadamw:WPVRAdam", _adam(), ("extras", "train"), STEP_BYTES + 12),
+    Entrant("WPMARS", "wpadamw:WPMARS", _MARS, ("train",)),
+    # The races are over vectors.
+    Entrant("WPMARS", "wpadamw:WPMARS", _MARS | {"optimize_1d": True}, ("extras",),
+            STEP_BYTES + 20, held_bytes=24),
     # By its sizes it has the learning rates of AdamW.
     Entrant("WPMuon", "wpadamw:WPMuon", _MUON, ("train",)),
     # On a GPU.

@@ -22,7 +22,8 @@ from wpadamw.cli import main
 
 CPU = torch.device("cpu")
 TABLES = (
-    *("large_fp32", "large_bf16", "large_cast", "huge_fp32", "small_fp32", "small_fp32_rotated"),
+    *("large_fp32", "large_bf16", "large_cast", "large_extras", "huge_fp32"),
+    *("small_fp32", "small_fp32_rotated"),
     *("model_fp32", "model_bf16", "vit_fp32", "llama_bf16", "peers_fp32", "peers_many"),
     *("many_new", "many_kept", "many_parts", "host", "memory"),
 )
@@ -251,11 +252,12 @@ def test_no_entrant_holds_more_memory_than_it_says(part):
 
 def test_every_optimizer_of_the_package_takes_part_everywhere():
     classes = set(wpadamw.optimizers.__all__)
-    for parts in (("fp32",), ("train",), registry.STUDIED):
+    races = ("fp32", "extras")
+    for parts in (races, ("train",), registry.STUDIED):
         factories = {entrant.factory for entrant in registry.entrants(*parts).values()}
         # Where weight decay helps, Adam's is the worse AdamW: there is nothing to study. Muon's
         # steps are products of matrices: no race over memory.
-        left_out = {("fp32",): {"WPMuon"}, registry.STUDIED: {"WPAdam"}}.get(parts, set())
+        left_out = {races: {"WPMuon"}, registry.STUDIED: {"WPAdam"}}.get(parts, set())
         assert {f"wpadamw:{name}" for name in classes - left_out} <= factories
 
 

@@ -335,8 +335,6 @@ def test_the_probe_steps_with_every_kind_but_those_that_say_nothing():
         "WPAdamW over torch.float32",
         "WPAdamW(backup=False) over torch.float32",
         'WPAdamW(prediction="rollout") over torch.float32',
-        "WPAdamW(ema=1e-3) over torch.float32",
-        "WPAdamW(track_prediction=True) over torch.float32",
         "WPAdamW over torch.bfloat16",
         "WPAdamW(compute_dtype=torch.bfloat16) over torch.float32",
     ]
