@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from wpadamw import layout, sums
@@ -58,14 +57,8 @@ def _of_tensors(parts: list[_Part]) -> dict[int, Tensor]:
 
 def _together(steps: Sequence[GroupStep], parts: list[_Part]) -> dict[int, Tensor]:
     """The sum over all parameters, in the order in which groups have them."""
-    device = parts[0].each.device
-    columns: dict[int, Tensor] = {}
-    for part in parts:
-        of_params = part.each.to(device, non_blocking=True).unbind(dim=1)
-        columns |= zip(map(id, part.bucket.params), of_params, strict=True)
     params = itertools.chain.from_iterable(step.plan.group["params"] for step in steps)
-    # Nothing goes from the host to the device: the step may be captured.
-    each = torch.stack([columns[id(p)] for p in params if id(p) in columns], dim=1)
+    each = sums.of_parameters([(part.bucket.params, part.each) for part in parts], params)
     whole = sums.total(parts[0].bucket.kernels, each).unsqueeze(1)
     return {
         id(part.bucket): whole.to(part.each.device).expand_as(part.each).contiguous()

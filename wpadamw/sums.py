@@ -6,7 +6,7 @@ every backend, for any number of threads, in whatever buckets the parameters lie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,25 @@ def ordered(sums: list[Tensor], order: Tensor) -> Tensor:
         return sums[0]
     found = torch.cat([part.to(device, non_blocking=True) for part in sums], dim=1)
     return found[:, order.to(device, non_blocking=True)]
+
+
+def of_parameters(
+    parts: Iterable[tuple[Sequence[Tensor], Tensor]], params: Iterable[Tensor]
+) -> Tensor:
+    """Sums over parameters, of what each part has of them, as columns in the parameters' order.
+
+    A part has parameters, and a column for each; parameters that are in none are left out. Nothing
+    goes from the host to the device: a step may be captured.
+    """
+    columns: dict[int, Tensor] = {}
+    device: torch.device | None = None
+    for own, each in parts:
+        device = device or each.device
+        of_own = each.to(device, non_blocking=True).unbind(dim=1)
+        for param, column in zip(own, of_own, strict=True):
+            known = columns.get(id(param))
+            columns[id(param)] = column if known is None else known + column
+    return torch.stack([columns[id(param)] for param in params if id(param) in columns], dim=1)
 
 
 def total(kernels: Kernels, sums: Tensor) -> Tensor:

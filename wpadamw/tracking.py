@@ -41,7 +41,7 @@ class Tracked(NamedTuple):
 def room_for(bucket: Bucket) -> Tensor:
     """For the sums over each parameter of a bucket."""
     device = bucket.tensors.params[0].device
-    return torch.zeros(3, len(bucket.params), dtype=torch.float64, device=device)
+    return torch.empty(3, len(bucket.params), dtype=torch.float64, device=device)
 
 
 def unless_void(
@@ -64,9 +64,7 @@ def stats(params: Sequence[Tensor], tracked: Sequence[Tracked], steps: float) ->
     With e the error of a prediction, d the step and p = d + e the predicted move, |p| and the
     products of p follow from the sums of e*e, d*d and e*d.
     """
-    places = {id(param): i for i, param in enumerate(params)}
-    order = torch.tensor([places[id(p)] for part in tracked for p in part.bucket.params]).argsort()
-    each = sums.ordered([part.sums for part in tracked], order)
+    each = sums.of_parameters([(part.bucket.params, part.sums) for part in tracked], params)
     error, step, product = sums.total(tracked[0].bucket.kernels, each)
     predicted, along = error + 2.0 * product + step, product + step
     return PredictionStats(

@@ -69,7 +69,7 @@ class Kernels(DeviceKernels):
     ) -> None:
         codes = self.operations[operation], self.dtypes[grad_dtype]
         scale = (0.0, factor.data_ptr()) if isinstance(factor, Tensor) else (factor, 0)
-        partial = None if tracked is None else self._room_for_sums(len(tracked))[0]
+        partial = None if tracked is None else self._room_to_track(len(tracked))
         sums = _address(partial), _address(tracked)
         ends = *scale, _address(found_inf), current_stream(self.device), *sums
         if rows.index is None and self.bucket.num_looks == 1:  # they travel with the launch

@@ -80,12 +80,16 @@ class DeviceKernels:
 
     def _room_for_sums(self, num_terms: int) -> tuple[Tensor, Tensor]:
         """For the sums of chunks, and for those of tensors."""
-        # Zeros: a step that turns out to be void sums nothing.
         partial, sums = (
-            torch.zeros(num_terms, columns, dtype=torch.float64, device=self.device)
+            torch.empty(num_terms, columns, dtype=torch.float64, device=self.device)
             for columns in (self.table.num_chunks, self.table.num_params)
         )
         return partial, sums
+
+    def _room_to_track(self, num_tracked: int) -> Tensor:
+        """For the sums of chunks in a step: zeros, as one that turns out void sums nothing."""
+        shape = num_tracked, self.table.num_chunks
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def _launch(
         self,

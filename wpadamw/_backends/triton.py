@@ -156,7 +156,7 @@ class Kernels(DeviceKernels):
         rows, factor = self.table.rows(rows), self.table.factor_of(factor)
         arguments = (*self._arguments(rows, factor), found_inf)
         if tracked is not None:
-            partial, _ = self._room_for_sums(len(tracked))
+            partial = self._room_to_track(len(tracked))
             if self.table.num_chunks:
                 self.modules["track_kernel"].track_kernel[(self.table.num_chunks,)](
                     *arguments, partial, **self._track_options(operation, grad_dtype)

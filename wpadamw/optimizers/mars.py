@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,10 +10,17 @@ from torch.optim.optimizer import ParamsT
 
 from wpadamw.checks import Group
 from wpadamw.optimizer import WeightPrediction
-from wpadamw.rules.mars import MARS, AdamWOfRest
+from wpadamw.rules.adamw import AdamWOfRest
+from wpadamw.rules.mars import MARS
 from wpadamw.rules.rule import Rule
 
-_MARS, _REST = MARS(), AdamWOfRest()
+
+class _Rest(AdamWOfRest):
+    lr_factor = "lr_1d_factor"
+    options: ClassVar[dict[str, str]] = {"betas": "betas_1d", "weight_decay": "weight_decay_1d"}
+
+
+_MARS, _REST = MARS(), _Rest()
 
 
 class WPMARS(WeightPrediction):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,10 +10,19 @@ from torch.optim.optimizer import ParamsT
 
 from wpadamw.checks import Group
 from wpadamw.optimizer import WeightPrediction
-from wpadamw.rules.muon import AdamWOfRest, Muon
+from wpadamw.rules.adamw import AdamWOfRest
+from wpadamw.rules.muon import Muon
 from wpadamw.rules.rule import Rule
 
-_MUON, _REST = Muon(), AdamWOfRest()
+
+class _Rest(AdamWOfRest):
+    lr_factor = "adamw_lr_factor"
+    options: ClassVar[dict[str, str]] = {
+        name: f"adamw_{name}" for name in ("betas", "eps", "weight_decay")
+    }
+
+
+_MUON, _REST = Muon(), _Rest()
 
 
 class _Original(torch.optim.Optimizer):

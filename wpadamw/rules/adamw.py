@@ -127,3 +127,27 @@ class AdamW(Rule):
     def why_not_recoverable(self, group: Group, lr: float) -> str | None:
         """The decay of a prediction must not reach the whole weight."""
         return why_decay_is_too_strong(group, lr)
+
+
+class AdamWOfRest(AdamW):
+    """AdamW by those options of a group that are for parameters that are no matrices.
+
+    Attributes:
+        lr_factor: the name of the option that is their lr over the group's.
+        options: by AdamW's names those of their other options; None there is the group's own value.
+    """
+
+    lr_factor: ClassVar[str]
+    options: ClassVar[dict[str, str]]
+
+    def hyper(self, group: Group, lr: float | Tensor) -> Row:
+        """The hyper-parameters of these parameters of a group."""
+        return super().hyper(self._of_rest(group), lr * group[self.lr_factor])
+
+    def why_not_recoverable(self, group: Group, lr: float) -> str | None:
+        """The decay of a prediction must not reach the whole weight."""
+        return super().why_not_recoverable(self._of_rest(group), lr * group[self.lr_factor])
+
+    def _of_rest(self, group: Group) -> Group:
+        theirs = {name: group[option] for name, option in self.options.items()}
+        return {**group, **{name: value for name, value in theirs.items() if value is not None}}

@@ -84,19 +84,3 @@ class MARS(AdamW):
     def with_sums(self, hyper: Row, step: Row, look: Row, sums: Sequence[Any]) -> tuple[Row, Row]:
         """``clip_factor = 1 / max(1, sqrt(sum))``."""
         return step._replace(clip_factor=1.0 / maximum(root(sums[0]), 1.0)), look
-
-
-class AdamWOfRest(AdamW):
-    """AdamW with the options of parameters that are no matrices."""
-
-    def hyper(self, group: Group, lr: float | Tensor) -> Row:
-        """The hyper-parameters of these parameters of a group."""
-        return super().hyper(_of_rest(group), lr * group["lr_1d_factor"])
-
-    def why_not_recoverable(self, group: Group, lr: float) -> str | None:
-        """The decay of a prediction must not reach the whole weight."""
-        return super().why_not_recoverable(_of_rest(group), lr * group["lr_1d_factor"])
-
-
-def _of_rest(group: Group) -> Group:
-    return {**group, **{name: group[f"{name}_1d"] for name in ("betas", "weight_decay")}}

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982), and AdamW for what is no matrix."""
+"""Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from wpadamw.orthogonal import Updates
-from wpadamw.rules.adamw import AdamW
-from wpadamw.rules.rule import Group, Row, Rule, Settings, State, why_decay_is_too_strong
+from wpadamw.rules.rule import Group, Rule, Settings, State, why_decay_is_too_strong
 
 
 class Muon(Rule):
@@ -97,22 +96,3 @@ class Muon(Rule):
     def why_not_recoverable(self, group: Group, lr: float) -> str | None:
         """The decay of a prediction must not reach the whole weight."""
         return why_decay_is_too_strong(group, lr)
-
-
-class AdamWOfRest(AdamW):
-    """AdamW by those options of a group of Muon's that are for parameters that are no matrices."""
-
-    def hyper(self, group: Group, lr: float | Tensor) -> Row:
-        """The hyper-parameters of a group."""
-        return super().hyper(_of_rest(group), lr * group["adamw_lr_factor"])
-
-    def why_not_recoverable(self, group: Group, lr: float) -> str | None:
-        """The decay of a prediction must not reach the whole weight."""
-        return super().why_not_recoverable(_of_rest(group), lr * group["adamw_lr_factor"])
-
-
-def _of_rest(group: Group) -> Group:
-    own = {name: group[f"adamw_{name}"] for name in ("betas", "eps", "weight_decay")}
-    if own["weight_decay"] is None:
-        del own["weight_decay"]
-    return {**group, **own}
