@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dtype.h"
+#include "formats.h"
 #include "operation.h"
 
 namespace wpadamw {
@@ -25,9 +26,16 @@ struct Bucket {
   DType param_dtype{};
   bool has_weights = false;  // true weights, apart from what parameters hold
   bool has_averages = false;  // of true weights
+  bool is_noisy = false;  // rows have the count of an update
   std::vector<void*> state;  // flat, one of each kind; the averages come last
+  std::vector<Format> formats;  // of each; none: everything is of the mathematics' dtype
+  std::vector<float*> scales;   // of each, flat; null where the format has none
+  int16_t* rest = nullptr;      // flat: of float32 weights, what bfloat16 parameters lack
   std::vector<Span> spans;
   int num_looks = 1;  // of a row of scalars
+
+  int num_further() const { return has_averages + is_noisy; }
+  bool is_small() const { return !formats.empty(); }
 };
 
 struct Call {
@@ -35,6 +43,7 @@ struct Call {
   DType grad_dtype{};
   const double* scalars = nullptr;
   int row_width = 0;
+  int step_width = 0;  // of its numbers of an update
   int64_t param_size = 0;  // bytes of one element
   double grad_factor = 1.0;
   int num_threads = 1;

@@ -57,16 +57,17 @@ WPADAMW_HOST_DEVICE auto round_nth_look(const double* looks, int n) {
   return round_part<typename Rule::template Look<real_t>, real_t>(looks + n * kNumLook<Rule>);
 }
 
-// The looks of a row begin behind its step, and behind the share of an average where there are some.
+// The looks of a row begin behind its step and the further numbers of an update: the share of
+// a weight in its average where there are some, and the count where rounding needs noise.
 template <typename Rule>
-WPADAMW_HOST_DEVICE const double* looks_of(const double* row, bool has_averages) {
-  return row + kNumStep<Rule> + has_averages;
+WPADAMW_HOST_DEVICE const double* looks_of(const double* row, int num_further) {
+  return row + kNumStep<Rule> + num_further;
 }
 
 template <typename Rule, typename real_t>
-WPADAMW_HOST_DEVICE RowOf<Rule, real_t> round_row(const double* row, bool has_averages) {
+WPADAMW_HOST_DEVICE RowOf<Rule, real_t> round_row(const double* row, int num_further) {
   return {round_part<typename Rule::template Step<real_t>, real_t>(row),
-          round_nth_look<Rule, real_t>(looks_of<Rule>(row, has_averages), 0)};
+          round_nth_look<Rule, real_t>(looks_of<Rule>(row, num_further), 0)};
 }
 
 // An average after a step, see wpadamw/rules/averaged.py.

@@ -27,6 +27,10 @@ class Bucket:
         state: Sequence[int],
         num_looks: int = 1,
         has_averages: bool = False,
+        is_noisy: bool = False,
+        formats: Sequence[int] = (),
+        scales: Sequence[int] = (),
+        rest: int = 0,
     ) -> None: ...
     def set_grads(self, grads: Sequence[int]) -> None: ...
     def run(

@@ -143,8 +143,12 @@ class Averages(Modes):
 
     def _weights_without_backup(self) -> dict[Tensor, Tensor]:
         """What parameters hold that cannot have it again from a backup."""
-        params = [p for bucket in self._buckets() if not bucket.has_backup for p in bucket.params]
-        return {param: layout.local(param).detach().clone() for param in params}
+        return {
+            param: bucket.tensors.held(i).clone()
+            for bucket in self._buckets()
+            if not bucket.has_backup
+            for i, param in enumerate(bucket.params)
+        }
 
     @outside_inference_mode
     @torch.no_grad()

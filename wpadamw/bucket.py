@@ -71,9 +71,10 @@ class Bucket(BucketState):
         counts_on_device: bool = False,
         num_looks: int = 1,
         copies: Copies | None = None,
+        has_rest: bool = False,
     ) -> None:
         super().__init__(
-            params, rule, has_backup, backend, states, counts_on_device, num_looks, copies
+            params, rule, has_backup, backend, states, counts_on_device, num_looks, copies, has_rest
         )
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
@@ -166,8 +167,9 @@ class Bucket(BucketState):
             self.predict(settings)
 
     def true_weights(self) -> list[Tensor]:
-        """The memory of the true weights, which parameters hold now, of the parameters' shapes."""
-        dense = self.tensors.params if self.tensors.weight is None else self.tensors.weight
+        """The true weights, which parameters hold now, of the parameters' shapes."""
+        held = map(self.tensors.held, range(len(self.params)))
+        dense = held if self.tensors.weight is None else self.tensors.weight
         pairs = zip(self.params, dense, strict=True)
         return [torch.view_as_complex(w) if param.is_complex() else w for param, w in pairs]
 
@@ -176,18 +178,25 @@ class Bucket(BucketState):
 
         They are the true weights from now on, unless these are kept in a backup, or by the caller.
         """
-        held = self.tensors.params if self.copies is None else self.tensors.weight
-        arrays = [held, self.tensors.weight] if are_true and self.has_backup else [held]
-        pairs = [
-            (target, layout.as_real(value))
-            for array in arrays
-            for target, value in zip(array or (), values, strict=True)
-            if value is not None
-        ]
-        if pairs:
-            targets, sources = map(list, zip(*pairs, strict=True))
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for i, value in enumerate(values):
+            if value is not None:
+                places, parts = self._places(i, layout.as_real(value), are_true)
+                targets += places
+                sources += parts
+        if targets:
             torch._foreach_copy_(targets, sources)
         self.finish_write([True] * len(values))  # copying has raised versions, too
+
+    def _places(self, i: int, value: Tensor, are_true: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Where another value of parameter i goes to, and what goes there."""
+        places, parts = self.tensors.parts(i, value)
+        if self.tensors.weight is not None and self.copies is not None:
+            return [self.tensors.weight[i]], [value]
+        if self.tensors.weight is not None and are_true:
+            return [*places, self.tensors.weight[i]], [*parts, value]
+        return places, parts
 
     # Frozen parameters.
 

@@ -18,6 +18,7 @@ from wpadamw.gradients import GradientReader
 from wpadamw.ledger import Ledger
 from wpadamw.records import most_looks
 from wpadamw.rules.rule import Rule
+from wpadamw.rules.stored import formats_of
 from wpadamw.tensors import Versions, versions
 from wpadamw.watch import Watch
 
@@ -37,6 +38,7 @@ class BucketState:
         num_looks: of how many shares of updates new predictions consist; older ones, on record in
             the states, may have more.
         copies: where predictions go instead of to the parameters, which stay true then.
+        has_rest: parameters are bfloat16, the state has what float32 weights have beyond that.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class BucketState:
         counts_on_device: bool = False,
         num_looks: int = 1,
         copies: Copies | None = None,
+        has_rest: bool = False,
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
         for i, param in enumerate(params):
@@ -60,7 +63,9 @@ class BucketState:
         self.staged: dict[int, Tensor] = {}
         dense = [self._dense(i, local) for i, local in enumerate(self.watch.locals)]
         num_looks = max(num_looks, most_looks(rule, states))
-        self.tensors = flat_state.allocate(dense, rule, has_backup, self.real_dtype, num_looks)
+        self.tensors = flat_state.allocate(
+            dense, rule, has_backup, self.real_dtype, num_looks, has_rest
+        )
         self.copies = copies
         if copies is not None:
             self.tensors.weight = dense
@@ -73,7 +78,8 @@ class BucketState:
         self.ledger: Ledger | DeviceLedger = Ledger(rule, states, num_looks)
         if counts_on_device:
             self.ledger = DeviceLedger(self.ledger, dense[0].device, self.kernels)
-        flats = [*self.tensors.state_flat, self.tensors.weight_flat]
+        tensors = self.tensors
+        flats = [*tensors.state_flat, *tensors.scales_flat, tensors.rest_flat, tensors.weight_flat]
         # Parameters whose state came without what begins as their true weights. It does when these
         # are certain: a model may be loaded after its optimizer.
         self.to_begin = [i for i, s in enumerate(states) if s and flat_state.lacks(s, rule)]
@@ -88,7 +94,9 @@ class BucketState:
     def _dense(self, i: int, local: Tensor) -> Tensor:
         """The memory that kernels read and write for parameter i."""
         real = layout.as_real(local.detach())
-        if layout.is_dense(real) and layout.is_aligned(real):
+        # Files have blocks of codes in this order alone.
+        is_in_order = real.is_contiguous() or not any(f.most for f in formats_of(self.rule))
+        if layout.is_dense(real) and layout.is_aligned(real) and is_in_order:
             return real
         # A view with gaps, or at an odd address: kernels work on a copy of it.
         self.staged[i] = real.clone(memory_format=torch.contiguous_format)

@@ -15,15 +15,25 @@ from torch import Tensor
 
 from wpadamw.checks import (
     Group,
-    check_backup,
     check_running,
+    check_storage,
     drop_implied,
     foreign_options,
     why_no_memory,
 )
-from wpadamw.flat_state import COMMON_NAMES, StateDict
+from wpadamw.flat_state import COMMON_NAMES, StateDict, scale_of
 from wpadamw.rules.rule import Rule, Rules, all_rules, relatives
-from wpadamw.saved_values import nothing_to_predict, read_prediction, read_step, read_tensor
+from wpadamw.saved_values import (
+    is_code,
+    nothing_to_predict,
+    read_numbers,
+    read_prediction,
+    read_remainder,
+    read_step,
+)
+
+# What a group does not take from a file: its parameters, and how its own state is stored.
+_KEPT = ("params", "rule", "moments", "master")
 
 
 def read(
@@ -103,13 +113,24 @@ def _num_params(saved: Group) -> int:
 
 
 def _read_group(saved: Group, group: Group, options: Iterable[str], index: int) -> Group:
-    loaded = {key: _copied(value) for key, value in saved.items() if key not in ("params", "rule")}
+    loaded = {key: _copied(value) for key, value in saved.items() if key not in _KEPT}
+    _check_has_weights(saved, group, index)
+    if group["master"] == "split" and _has_weights(saved):  # they are split
+        loaded |= {"backup": False, "weights_are": "true"}
     if loaded.get("backup", ...) is None:  # predictions were in copies
         del loaded["backup"]
     # A checkpoint of the original knows nothing of prediction: those options stay as they are.
     read = {**group, "weights_are": "true", **loaded, "params": group["params"]}
     check_running(read, options, f"state_dict['param_groups'][{index}]")
     return read
+
+
+def _check_has_weights(saved: Group, group: Group, index: int) -> None:
+    if saved.get("master") == "split" != group["master"]:
+        raise ValueError(
+            f"state_dict['param_groups'][{index}] must have master={group['master']!r}, got "
+            "'split': the model's file has the upper half of its weights"
+        )
 
 
 def _check_rule(
@@ -130,7 +151,7 @@ def _check_rule(
             f"{where} has {option!r}: it is of another rule than {name!r}, whose options are "
             f"{', '.join(options)}"
         )
-    check_backup(read, rules)
+    check_storage(read, rules)
 
 
 def _copied(value: Any) -> Any:
@@ -199,6 +220,8 @@ def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None
     required += ["step"] if rule.has_time else []
     required += ["weight"] if _has_weights(saved_group) else []
     required += ["prediction"] if "weights_are" in saved_group else []
+    required += ["remainder"] if saved_group.get("master") == "split" else []
+    required += [scale_of(name) for name in rule.state_names if is_code(entry.get(name))]
     missing = [name for name in required if name not in entry]
     if missing:
         raise ValueError(
@@ -206,7 +229,7 @@ def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None
             f"{sorted(map(str, entry))}{_as_of_others(entry)}"
         )
     known = {name for other in relatives(rule) for name in other.state_names}
-    known |= {*rule.unused_names, *COMMON_NAMES}
+    known |= {*map(scale_of, known), *rule.unused_names, *COMMON_NAMES}
     extra = [name for name in entry if name not in known]
     if extra:
         raise ValueError(f"{where} must have no entry {extra[0]!r}")
@@ -231,7 +254,9 @@ def _read_entry(where: str, entry: Any, saved_group: Group, param: Tensor, rule:
     state: StateDict = {"step": read_step(where, entry.get("step", 1.0))}
     weights = ["weight"] if _has_weights(saved_group) else []
     for name in filter(entry.__contains__, [*rule.state_names, *weights]):
-        state[name] = read_tensor(f"{where}[{name!r}]", entry[name], param)
+        state |= read_numbers(where, entry, name, param)
+    if saved_group.get("master") == "split":
+        state["remainder"] = read_remainder(where, entry["remainder"], param)
     if not all(map(entry.__contains__, rule.own_names)):
         state["prediction"] = nothing_to_predict(rule)
     elif "prediction" in entry:

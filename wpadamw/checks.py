@@ -23,6 +23,8 @@ Group = dict[str, Any]
 Mode = Literal["true", "predicted"]
 MODES = get_args(Mode)
 
+_NARROW = (torch.bfloat16, torch.float16)
+
 
 def plain_numbers(group: Group) -> Group:
     """A group without numbers of NumPy, which would not load with ``weights_only=True``."""
@@ -177,11 +179,14 @@ def why_no_memory(param: Tensor) -> str | None:
     return None
 
 
-def check_backup(group: Group, rules: Rules) -> None:
-    """Raises ValueError for parameters and rules that need a backup, if there is none."""
+def check_storage(group: Group, rules: Rules) -> None:
+    """Raises ValueError for parameters and rules that cannot be stored as the group says."""
+    _check_moments(group, rules)
+    _check_master(group)
     if group["backup"]:
         return
-    narrow = [p.dtype for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)]
+    own_masters = (torch.bfloat16,) if group["master"] == "split" else ()
+    narrow = [p.dtype for p in group["params"] if p.dtype in _NARROW and p.dtype not in own_masters]
     if narrow:
         raise ValueError(f"backup=False needs float32 or float64 params, got {narrow[0]}")
     for rule in rules:
@@ -192,9 +197,36 @@ def check_backup(group: Group, rules: Rules) -> None:
             )
 
 
+def _check_moments(group: Group, rules: Rules) -> None:
+    if group["moments"] == "float32":
+        return
+    needs = f"moments={group['moments']!r} needs"
+    for rule in rules:
+        if rule.is_of_matrices:
+            raise ValueError(f"{needs} a rule of single elements, got rule {rule.name!r}")
+    for param in group["params"]:
+        if param.dtype not in (torch.float32, *_NARROW):
+            raise ValueError(f"{needs} float32, bfloat16 or float16 params, got {param.dtype}")
+        if group["moments"] == "int8" and layout.is_dtensor(param):
+            raise ValueError(f"{needs} params that are not sharded, got {type(param).__name__}")
+
+
+def _check_master(group: Group) -> None:
+    if group["master"] == "float32":
+        return
+    if group["backup"]:
+        raise ValueError(
+            "master='split' needs backup=False: true weights are computed from the predicted ones"
+        )
+    if torch.float16 in (found := [param.dtype for param in group["params"]]):
+        raise ValueError(f"master='split' needs bfloat16 or wider params, got {torch.float16}")
+    if found and torch.bfloat16 not in found:
+        raise ValueError(f"master='split' needs bfloat16 params, got {found[0]}")
+
+
 def check_recoverable(group: Group, rules: Rules) -> None:
     """Raises ValueError where true weights cannot be computed from predicted ones."""
-    check_backup(group, rules)
+    check_storage(group, rules)
     lr = group["lr"]
     must_not_wait = isinstance(lr, Tensor) and layout.host_must_not_wait(lr.device)
     if group["backup"] or (must_not_wait and group["capturable"]):

@@ -16,7 +16,9 @@ from wpadamw import layout
 from wpadamw._backends.interface import BucketTensors, Rows
 from wpadamw.bucket import Bucket
 from wpadamw.flat_state import PADDING, padded
+from wpadamw.formats import num_blocks
 from wpadamw.records import no_rows
+from wpadamw.rules.stored import decoded, formats_of
 
 # The dtype in which weights are computed, and that in which they are held.
 Cast = tuple[torch.dtype, torch.dtype]
@@ -123,11 +125,11 @@ def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast, buffer: Tensor) -
     first = source.offsets[pieces[0].param] + pieces[0].begin
     last = source.offsets[pieces[-1].param] + pieces[-1].end
     starts = [source.offsets[piece.param] + piece.begin - first for piece in pieces]
-    flat = [f[first:last].to(computed) for f in (source.weight_flat, *source.state_flat)]
+    flat = [source.weight_flat[first:last].to(computed), *_state(source, first, last, computed)]
     places = [0, *itertools.accumulate(map(padded, numels))]
     pairs = list(zip(starts, numels, strict=True))
     return BucketTensors(
-        rule=source.rule,
+        rule=decoded(source.rule),
         params=[buffer[p : p + n] for p, n in zip(places, numels, strict=False)],
         offsets=starts,
         weight_flat=flat[0],
@@ -136,6 +138,17 @@ def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast, buffer: Tensor) -
         state=[[f[s : s + n] for s, n in pairs] for f in flat[1:]],
         num_looks=source.num_looks,
     )
+
+
+def _state(source: BucketTensors, first: int, last: int, dtype: torch.dtype) -> list[Tensor]:
+    """The numbers of a stretch of the flat buffers, which begins where a block of codes does."""
+    blocks = slice(first // PADDING, num_blocks(last))
+    scales = source.scales_flat or [None] * len(source.state_flat)
+    triples = zip(formats_of(source.rule), source.state_flat, scales, strict=True)
+    return [
+        form.load([codes[first:last], *([] if s is None else [s[blocks]])], dtype).to(dtype)
+        for form, codes, s in triples
+    ]
 
 
 def _memory(dense: Tensor) -> Tensor:

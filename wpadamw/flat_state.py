@@ -14,27 +14,33 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from wpadamw import layout
+from wpadamw import formats, layout
 from wpadamw._backends.interface import BucketTensors
 from wpadamw.device_ledger import DeviceLedger
 from wpadamw.ledger import Ledger
 from wpadamw.rules.rule import Rule, all_rules
+from wpadamw.rules.stored import formats_of
 
 # Each parameter starts at a multiple of this many elements of the flat buffers: whole cache lines
-# and whole 16-byte accesses for every dtype.
-PADDING = 64
+# and whole 16-byte accesses for every dtype, whole blocks of codes.
+PADDING = formats.BLOCK_NUMEL
 
 
 StateDict = dict[str, Any]
 
 # What any rule's state may have beside the rule's own tensors.
-COMMON_NAMES = {"average", "prediction", "step", "weight"}
+COMMON_NAMES = {"average", "prediction", "remainder", "step", "weight"}
+
+
+def scale_of(name: str) -> str:
+    """The name of the scales that belong to the codes of a tensor."""
+    return f"{name}_scale"
 
 
 def own_names() -> set[str]:
     """Every name that this package may put into the state of a parameter."""
     of_rules = {name for rule in all_rules() for name in rule.state_names}
-    return of_rules | COMMON_NAMES
+    return of_rules | {*map(scale_of, of_rules)} | COMMON_NAMES
 
 
 def all_same(left: Iterable[object], right: Iterable[object]) -> bool:
@@ -59,20 +65,35 @@ with contextlib.suppress(ImportError):
 
 
 def allocate(
-    dense: list[Tensor], rule: Rule, has_backup: bool, dtype: torch.dtype, num_looks: int = 1
+    dense: list[Tensor],
+    rule: Rule,
+    has_backup: bool,
+    dtype: torch.dtype,
+    num_looks: int = 1,
+    has_rest: bool = False,
 ) -> BucketTensors:
     """Flat buffers of zeros for dense tensors, which are to be the parameters."""
     offsets = [0, *itertools.accumulate(map(padded, map(Tensor.numel, dense)))]
     total, device = offsets.pop(), dense[0].device
 
-    def flat() -> Tensor:
-        return torch.zeros(total, dtype=dtype, device=device)
+    def flat(dtype: torch.dtype, numel: int = total) -> Tensor:
+        return torch.zeros(numel, dtype=dtype, device=device)
 
     def views(buffer: Tensor) -> list[Tensor]:
         return [layout.view_like(buffer, o, t) for o, t in zip(offsets, dense, strict=True)]
 
-    weight_flat = flat() if has_backup else None
-    state_flat = [flat() for _ in rule.state_names]
+    def views_of_scales(buffer: Tensor | None) -> list[Tensor]:
+        if buffer is None:
+            return []
+        pairs = zip(offsets, dense, strict=True)
+        places = [(o // PADDING, formats.num_blocks(t.numel())) for o, t in pairs]
+        return [layout.with_own_storage(buffer[o : o + n]) for o, n in places]
+
+    of_state = formats_of(rule)
+    weight_flat = flat(dtype) if has_backup else None
+    rest_flat = flat(torch.int16) if has_rest else None
+    state_flat = [flat(form.dtype or dtype) for form in of_state]
+    scales_flat = [flat(torch.float32, total // PADDING) if f.most else None for f in of_state]
     return BucketTensors(
         rule=rule,
         params=dense,
@@ -82,6 +103,10 @@ def allocate(
         weight=None if weight_flat is None else views(weight_flat),
         state=[views(buffer) for buffer in state_flat],
         num_looks=num_looks,
+        scales_flat=scales_flat,
+        scales=[views_of_scales(buffer) for buffer in scales_flat],
+        rest_flat=rest_flat,
+        rest=None if rest_flat is None else views(rest_flat),
     )
 
 
@@ -102,15 +127,43 @@ def absorb(
         for name in views[i].keys() & state.keys():
             _check_shape(f"state of params[{i}]: {name}", state[name], views[i][name])
     for i, state in enumerate(states):
-        if tensors.weight_flat is not None and "weight" not in state:
-            cast(list[Tensor], tensors.weight)[i].copy_(tensors.params[i])
-        for name in views[i].keys() & state.keys():
+        _begin_weight(i, state, tensors)
+        for name in {"weight", "remainder"} & views[i].keys() & state.keys():
             views[i][name].copy_(state[name])
+        for kind, name in enumerate(tensors.rule.state_names):
+            if name in state:
+                _keep(views[i][name], state, tensors, kind, i)
         if lacks(state, tensors.rule):
             begin(i, tensors)
         step, prediction = map(layout.with_own_storage, (ledger.steps[i], ledger.predictions[i]))
         _replace(state, {"step": step, **views[i], "prediction": prediction})
     return [value for state in states for value in state.values()]
+
+
+def _begin_weight(i: int, state: StateDict, tensors: BucketTensors) -> None:
+    """Has the true weight of parameter i where it lies, if its state has it elsewhere."""
+    if tensors.weight_flat is not None and "weight" not in state:
+        held = tensors.params[i]
+        if "remainder" in state:  # it was split
+            held = formats.join(held, layout.local(state["remainder"]))
+        cast(list[Tensor], tensors.weight)[i].copy_(held)
+    if tensors.rest is not None and "weight" in state:
+        weight = layout.as_real(layout.local(state["weight"])).to(tensors.params[i].device)
+        for target, part in zip(*tensors.parts(i, weight), strict=True):
+            target.copy_(part)
+
+
+def _keep(view: Tensor, state: StateDict, tensors: BucketTensors, kind: int, i: int) -> None:
+    """Stores numbers of a state in the bucket's format; those that come in it stay the same."""
+    name, form = tensors.rule.state_names[kind], formats_of(tensors.rule)[kind]
+    numbers = formats.numbers([state[name], state.get(scale_of(name))])
+    if not form.most:
+        view.copy_(numbers)
+        return
+    memory = tensors.stored(kind, i)
+    stored = form.store(numbers.to(memory[0].device, torch.float32).contiguous())
+    for target, source in zip(memory, stored, strict=True):
+        target.copy_(source)
 
 
 def lacks(state: StateDict, rule: Rule) -> bool:
@@ -120,10 +173,10 @@ def lacks(state: StateDict, rule: Rule) -> bool:
 
 def begin(i: int, tensors: BucketTensors) -> None:
     """Has that begin as what is known of parameter i's true weight."""
-    weights = tensors.params if tensors.weight is None else tensors.weight
+    weight = tensors.held(i) if tensors.weight is None else tensors.weight[i]
     for name, values in zip(tensors.rule.state_names, tensors.state, strict=True):
         if name in tensors.rule.from_weight:
-            values[i].copy_(weights[i])
+            values[i].copy_(weight)
 
 
 def _replace(state: StateDict, own: StateDict) -> None:
@@ -145,7 +198,11 @@ def _views(i: int, param: Tensor, tensors: BucketTensors) -> StateDict:
     kinds = dict(zip(tensors.rule.state_names, tensors.state, strict=True))
     if tensors.weight_flat is not None:
         kinds["weight"] = cast(list[Tensor], tensors.weight)
-    return {name: _exposed(param, kind[i]) for name, kind in kinds.items()}
+    if tensors.rest is not None:
+        kinds["remainder"] = tensors.rest
+    views = {name: _exposed(param, kind[i]) for name, kind in kinds.items()}
+    scales = zip(tensors.rule.state_names, tensors.scales, strict=False)
+    return views | {scale_of(name): of_kind[i] for name, of_kind in scales if of_kind}
 
 
 def _exposed(param: Tensor, view: Tensor) -> Tensor:

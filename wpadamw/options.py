@@ -61,6 +61,14 @@ def _check_eps_mode(name: str, value: Any) -> None:
     _check_one_of(name, value, ("accumulating", "inside", "outside"))
 
 
+def _check_moments(name: str, value: Any) -> None:
+    _check_one_of(name, value, ("float32", "bfloat16", "int8"))
+
+
+def _check_master(name: str, value: Any) -> None:
+    _check_one_of(name, value, ("float32", "split"))
+
+
 def _check_hint(name: str, value: Any) -> None:
     _check_one_of(name, value, (False, True, None))
 
@@ -145,4 +153,6 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "track_prediction": _check_flag,
     "backup": _check_flag,
     "ema": _check_ema,
+    "moments": _check_moments,
+    "master": _check_master,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from wpadamw import _backends, layout
@@ -56,6 +57,7 @@ class GroupPlan:
         # With copies parameters hold their true weights.
         self.has_backup = copies is None and self.wants_backup
         self.num_looks = num_looks(group)
+        self.is_split: bool = group["master"] == "split"
         self.params: list[Tensor] = list(group["params"])
         self.served = _Served([], list(self.params), [])
         self.standings: list[Standing] | None = None
@@ -77,6 +79,7 @@ class GroupPlan:
             and self.copies is copies
             and self.wants_backup == group["backup"]
             and self.is_capturable == group["capturable"]
+            and self.is_split == (group["master"] == "split")
             and self.num_looks >= num_looks(group)
             and are_same(self.params, group["params"])
         )
@@ -248,6 +251,7 @@ class GroupPlan:
             on_device,
             self.num_looks,
             self.copies,
+            self.is_split and params[0].dtype == torch.bfloat16,
         )
 
     def _by_kind(self, params: list[Tensor]) -> list[list[Tensor]]:

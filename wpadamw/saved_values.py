@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from wpadamw import layout
 from wpadamw._backends.interface import Kind
 from wpadamw.compat import to_complex
+from wpadamw.flat_state import scale_of
+from wpadamw.formats import num_blocks
 from wpadamw.rules.rule import MAX_ROLLOUT, Rule
 
 # The largest count that float32 counts on from; torch counts in it, too.
@@ -44,6 +47,42 @@ def read_tensor(where: str, value: Any, param: Tensor) -> Tensor:
     if (reason := _why_not_like(value, param)) is not None:
         raise ValueError(f"{where} must {reason}")
     return value.detach()  # copied where it goes to
+
+
+def is_code(value: Any) -> bool:
+    """Whether numbers of a state are codes, of which blocks share a scale."""
+    return isinstance(value, Tensor) and value.dtype in (torch.int8, torch.uint8)
+
+
+def read_numbers(where: str, entry: Mapping[str, Any], name: str, param: Tensor) -> dict[str, Any]:
+    """A tensor of the state in any format, and the scales of its codes."""
+    value = entry[name]
+    if not is_code(value):
+        return {name: read_tensor(f"{where}[{name!r}]", value, param)}
+    _check_alike(f"{where}[{name!r}]", value, param, value.dtype)
+    scale = scale_of(name)
+    shape = (num_blocks(param.numel()),)
+    _check_alike(
+        f"{where}[{scale!r}]", entry[scale], torch.empty(shape, device="meta"), torch.float32
+    )
+    return {name: value.detach(), scale: entry[scale].detach()}
+
+
+def read_remainder(where: str, value: Any, param: Tensor) -> Tensor:
+    """The lower half of float32 weights."""
+    _check_alike(f"{where}['remainder']", value, param, torch.int16)
+    found: Tensor = value
+    return found.detach()
+
+
+def _check_alike(where: str, value: Any, like: Tensor, dtype: torch.dtype) -> None:
+    is_alike = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    is_alike = is_alike and value.shape == like.shape and value.dtype == dtype
+    if not (is_alike and layout.is_dtensor(value) == layout.is_dtensor(like)):
+        found = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else value
+        raise ValueError(
+            f"{where} must be a tensor of shape {tuple(like.shape)} and {dtype}, got {found!r:.200}"
+        )
 
 
 def _state_dtype(param: Tensor) -> torch.dtype:

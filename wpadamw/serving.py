@@ -22,6 +22,7 @@ from wpadamw.copies import Copies, Keeping, Kind, check_compute_dtype
 from wpadamw.plan import GroupPlan
 from wpadamw.rules.averaged import averaged
 from wpadamw.rules.rule import Rule, Rules
+from wpadamw.rules.stored import stored
 from wpadamw.scaling import Clipping
 from wpadamw.sums import GradientSums
 
@@ -106,8 +107,10 @@ class Serving(Optimizer):
         return self._rule(group)
 
     def _rules(self, group: Group) -> Rules:
-        rules = self._rule(group), self._rule_of_rest(group)
-        return Rules(*(rules if group["ema"] is None else map(averaged, rules)))
+        rules = [self._rule(group), self._rule_of_rest(group)]
+        if group["ema"] is not None:
+            rules = list(map(averaged, rules))
+        return Rules(*(stored(rule, group["moments"]) for rule in rules))
 
     def _params(self) -> list[Tensor]:
         """The parameters of all groups."""

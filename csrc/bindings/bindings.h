@@ -21,12 +21,12 @@ struct RuleInfo {
   int64_t looks_width(int num_looks) const {
     return num_looks * static_cast<int64_t>(look.size());
   }
-  // With averages a row has the share of a weight in them, too.
-  int64_t step_width(bool has_averages) const {
-    return static_cast<int64_t>(step.size()) + has_averages;
+  // A row has further numbers of an update behind the rule's own, see csrc/rule.h.
+  int64_t step_width(int num_further) const {
+    return static_cast<int64_t>(step.size()) + num_further;
   }
-  int64_t row_width(int num_looks, bool has_averages) const {
-    return step_width(has_averages) + looks_width(num_looks);
+  int64_t row_width(int num_looks, int num_further) const {
+    return step_width(num_further) + looks_width(num_looks);
   }
   int64_t record_width(int num_looks) const { return 1 + looks_width(num_looks); }
 };

@@ -84,11 +84,17 @@ void refuse_memory(const Argument& argument, const Memory& found) {
   refuse(argument, "be the address of at least " + num_bytes + " bytes", address);
 }
 
+size_t size_of(Format format, size_t real_size) {
+  if (format == Format::kWhole) return real_size;
+  return has_scales(format) ? sizeof(uint8_t) : sizeof(uint16_t);
+}
+
 void check_state(const RuleInfo& rule, bool has_averages, const Addresses& state,
-                 int64_t num_bytes, size_t alignment) {
+                 const std::vector<Format>& formats, int64_t numel, size_t real_size) {
   check_size("state", state.size(), rule.state.size() + has_averages);
   for (size_t k = 0; k < state.size(); ++k) {
-    check_memory({"state", k}, {state[k], num_bytes, alignment});
+    const size_t size = size_of(formats.empty() ? Format::kWhole : formats[k], real_size);
+    check_memory({"state", k}, {state[k], numel * static_cast<int64_t>(size), size});
   }
 }
 

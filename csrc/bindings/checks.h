@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../dtype.h"
+#include "../formats.h"
 #include "../operation.h"
 #include "bindings.h"
 
@@ -68,9 +69,10 @@ inline void check_memory(const Argument& argument, const Memory& found) {
   if (!found.is_possible()) refuse_memory(argument, found);
 }
 
-// The flat buffers of a bucket, one of each kind of state, and of averages.
+// The flat buffers of a bucket, one of each kind of state, and of averages. Without formats all are
+// of the mathematics' dtype.
 void check_state(const RuleInfo& rule, bool has_averages, const Addresses& state,
-                 int64_t num_bytes, size_t alignment);
+                 const std::vector<Format>& formats, int64_t numel, size_t real_size);
 
 // True weights apart from the parameters: what is narrower than its state needs them, and rules that
 // cannot recover them do.

@@ -22,9 +22,41 @@ using Sizes = std::vector<int64_t>;
 // More threads than any machine has; creating many more ends the process.
 constexpr int kMaxThreads = 4096;
 
+// How a bucket is stored where not everything is of the mathematics' dtype: the code of each format,
+// the address of each one's scales, and that of the rest of the weights.
+struct Storage {
+  const std::vector<int>& formats;
+  const Addresses& scales;
+  uintptr_t rest;
+};
+
+void store(BoundBucket& bucket, const Storage& storage, int64_t past) {
+  if (storage.formats.empty() && storage.rest == 0) return;
+  const size_t n = bucket.state.size();
+  check_size("formats", storage.formats.size(), n);
+  check_size("scales", storage.scales.size(), n);
+  if (bucket.param_dtype == DType::kFloat64) refuse("param_dtype", "be narrower", "float64");
+  if (n > cpu::kMaxStates) refuse("formats", "be of fewer tensors", std::to_string(n));
+  const int64_t num_scales = (past + kFormatBlock - 1) / kFormatBlock;
+  for (size_t k = 0; k < n; ++k) {
+    check_range({"formats", k}, storage.formats[k], 0, kNumFormats - 1);
+    const auto format = static_cast<Format>(storage.formats[k]);
+    if (is_noisy(format) && !bucket.is_noisy) refuse({"formats", k}, "need no noise", "noisy");
+    const int64_t num_bytes = has_scales(format) ? num_scales * int64_t{sizeof(float)} : 0;
+    check_memory({"scales", k}, {storage.scales[k], num_bytes, alignof(float)});
+    bucket.formats.push_back(format);
+    bucket.scales.push_back(reinterpret_cast<float*>(storage.scales[k]));
+  }
+  if (storage.rest == 0) return;
+  if (bucket.param_dtype != DType::kBFloat16) refuse("param_dtype", "be bfloat16", "another");
+  check_memory("rest", {storage.rest, past * int64_t{sizeof(int16_t)}, alignof(int16_t)});
+  bucket.rest = reinterpret_cast<int16_t*>(storage.rest);
+}
+
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& params,
                         const Sizes& offsets, const Sizes& numels, const Addresses& weights,
-                        const Addresses& state, int num_looks, bool has_averages) {
+                        const Addresses& state, int num_looks, bool has_averages, bool is_noisy,
+                        const std::vector<int>& formats, const Addresses& scales, uintptr_t rest) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
   check_range("num_looks", num_looks, 1, kMaxLooks);
@@ -35,11 +67,12 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addres
   const size_t real_size = real_size_of(param_dtype);
   bucket.has_weights = !weights.empty();
   bucket.has_averages = has_averages;
-  check_state(bucket.rule(), has_averages, state, past * static_cast<int64_t>(real_size),
-              real_size);
-  check_sources(bucket.rule(), param_dtype, bucket.has_weights, past > 0);
-  if (bucket.has_weights) check_weights(weights, numels, real_size);
+  bucket.is_noisy = is_noisy;
   for (const uintptr_t address : state) bucket.state.push_back(reinterpret_cast<void*>(address));
+  store(bucket, {formats, scales, rest}, past);
+  check_state(bucket.rule(), has_averages, state, bucket.formats, past, real_size);
+  if (rest == 0) check_sources(bucket.rule(), param_dtype, bucket.has_weights, past > 0);
+  if (bucket.has_weights) check_weights(weights, numels, real_size);
   bucket.spans.resize(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     bucket.spans[i].param = params[i];
@@ -136,6 +169,7 @@ Call make_call(BoundBucket& bucket, Operation operation, DType grad_dtype, const
   const int64_t most = rows.index == 0 ? 2 : INT32_MAX;
   call.scalars = check_rows(bucket.row_width(), rows.address, rows.num_rows, most);
   call.row_width = static_cast<int>(bucket.row_width());
+  call.step_width = static_cast<int>(bucket.step_width());
   call.param_size = static_cast<int64_t>(size_of(bucket.param_dtype));
   call.grad_factor = grad_factor;
   call.num_threads = num_threads;
@@ -164,12 +198,12 @@ void sums(const py::object& self, DType grad_dtype, uintptr_t scalars, int64_t n
   check_has_terms(bucket.rule());
   const auto num_sums = static_cast<int64_t>(bucket.spans.size()) * num_terms;
   check_memory("out", {out, num_sums * int64_t{sizeof(double)}, alignof(double)});
-  const cpu::Kernels& kernels = cpu::kernels_of(bucket.rule_id, instruction_set);
+  const cpu::Loops loops = cpu::loops_of(bucket.rule_id, instruction_set);
   const Call call = make_call(bucket, Operation::kStep, grad_dtype, {scalars, num_rows, index},
                               grad_factor, num_threads);
   const Running running(bucket);
   const py::gil_scoped_release release;
-  cpu::sum(bucket, call, kernels, num_terms, reinterpret_cast<double*>(out));
+  cpu::sum(bucket, call, loops, num_terms, reinterpret_cast<double*>(out));
 }
 
 int64_t completed(const py::object& self) { return made<BoundBucket>(self).completed; }
@@ -192,14 +226,14 @@ void run_rows(BoundBucket& bucket, Operation operation, DType grad_dtype, const 
   check_can_step(bucket.rule());
   check_code("operation", operation);
   if (tracked != 0) check_tracked(bucket, operation, tracked);
-  const cpu::Kernels& kernels = cpu::kernels_of(bucket.rule_id, instruction_set);
+  const cpu::Loops loops = cpu::loops_of(bucket.rule_id, instruction_set);
   const Call call = make_call(bucket, operation, grad_dtype, rows, grad_factor, num_threads);
   const Running running(bucket);
   const py::gil_scoped_release release;
   if (tracked == 0) {
-    cpu::run(bucket, call, kernels);
+    cpu::run(bucket, call, loops);
   } else {
-    cpu::track(bucket, call, kernels, reinterpret_cast<double*>(tracked));
+    cpu::track(bucket, call, loops, reinterpret_cast<double*>(tracked));
   }
   ++bucket.completed;
 }
@@ -209,7 +243,9 @@ void bind_cpu(py::module_& m) {
   bucket
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("params"),
            py::arg("offsets"), py::arg("numels"), py::arg("weights"), py::arg("state"),
-           py::arg("num_looks") = 1, py::arg("has_averages") = false)
+           py::arg("num_looks") = 1, py::arg("has_averages") = false, py::arg("is_noisy") = false,
+           py::arg("formats") = std::vector<int>(), py::arg("scales") = Addresses(),
+           py::arg("rest") = 0)
       .def_property_readonly("completed", &completed)
       .def("set_grads", &set_grads, py::arg("grads"))
       .def("run", &run, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),

@@ -16,8 +16,8 @@ struct BoundBucket : Bucket {
   int64_t completed = 0;    // runs: an interrupted caller finds out whether its own was one of them
 
   const RuleInfo& rule() const { return rules()[rule_id]; }
-  int64_t row_width() const { return rule().row_width(num_looks, has_averages); }
-  int64_t step_width() const { return rule().step_width(has_averages); }
+  int64_t row_width() const { return rule().row_width(num_looks, num_further()); }
+  int64_t step_width() const { return rule().step_width(num_further()); }
   int64_t record_width() const { return rule().record_width(num_looks); }
 };
 

@@ -56,8 +56,7 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t ch
   check_range("num_chunks", num_chunks, 0, kMaxBlocks);
   check_range("num_tensors", num_tensors, has_elements, kMaxTensors);
   // How large they are stands in device memory: at least one access.
-  check_state(bucket.rule(), has_averages, state, has_elements * cuda::kAccessBytes,
-              cuda::kAccessBytes);
+  check_state(bucket.rule(), has_averages, state, {}, has_elements, cuda::kAccessBytes);
   bucket.has_averages = has_averages;
   check_sources(bucket.rule(), param_dtype, has_weights, has_elements);
   bucket.param_dtype = param_dtype;

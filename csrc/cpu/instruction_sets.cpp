@@ -12,6 +12,7 @@ struct InstructionSet {
   const char* name;
   bool (*is_supported)();
   const Kernels* const* kernels;
+  const Stored* stored;
 };
 
 #if defined(__x86_64__)
@@ -30,10 +31,10 @@ bool has_avx512() {
 // Best first.
 const InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
-    {"avx512", has_avx512, avx512::kKernels},
-    {"avx2", has_avx2, avx2::kKernels},
+    {"avx512", has_avx512, avx512::kKernels, &avx512::kStored},
+    {"avx2", has_avx2, avx2::kKernels, &avx2::kStored},
 #endif
-    {"baseline", [] { return true; }, baseline::kKernels},
+    {"baseline", [] { return true; }, baseline::kKernels, &baseline::kStored},
 };
 
 }  // namespace
@@ -46,10 +47,10 @@ std::vector<const char*> instruction_sets() {
   return names;
 }
 
-const Kernels& kernels_of(size_t rule, const char* instruction_set) {
+Loops loops_of(size_t rule, const char* instruction_set) {
   for (const InstructionSet& set : kInstructionSets) {
     const bool is_wanted = instruction_set == nullptr || !std::strcmp(set.name, instruction_set);
-    if (is_wanted && set.is_supported()) return *set.kernels[rule];
+    if (is_wanted && set.is_supported()) return {*set.kernels[rule], *set.stored};
   }
   const std::string constraint = "instruction_set must be one that this processor runs, got ";
   throw std::invalid_argument(constraint + instruction_set);

@@ -36,12 +36,12 @@ struct Tensor {
         grad(reinterpret_cast<const void*>(task.grad)),
         has_real_grad(task.has_real_grad),
         grad_factor(static_cast<real_t>(task.grad_factor)),
-        row(round_row<Rule, real_t>(task.row, task.has_averages)),
-        looks(looks_of<Rule>(task.row, task.has_averages)),
+        row(round_row<Rule, real_t>(task.row, task.num_further())),
+        looks(looks_of<Rule>(task.row, task.num_further())),
         num_looks(task.num_looks),
         terms(static_cast<real_t*>(task.terms)) {
     if (task.held != nullptr) {
-      held_looks = looks_of<Rule>(task.held, task.has_averages);
+      held_looks = looks_of<Rule>(task.held, task.num_further());
       held = round_nth_look<Rule, real_t>(held_looks, 0);
     }
     const auto flat = [&](int k) { return static_cast<real_t*>(task.state[k]) + task.offset; };

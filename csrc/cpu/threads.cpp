@@ -57,7 +57,14 @@ Task task_of(const Bucket& bucket, const Call& call, const Span& span) {
           call.grad_factor,
           call.grad_dtype == real,
           bucket.num_looks,
-          nullptr};
+          nullptr,
+          bucket.is_noisy,
+          bucket.param_dtype,
+          bucket.formats.data(),
+          bucket.scales.data(),
+          bucket.rest,
+          static_cast<int>(bucket.state.size()),
+          call.step_width};
 }
 
 int useful_threads(int64_t total, int most) {
@@ -107,13 +114,12 @@ void chunks_of_thread(const Bucket& bucket, const Call& call, int num_terms, int
   for (const Span& span : bucket.spans) {
     if (start >= past) break;
     const int64_t num_chunks = chunks_of(bucket, call, span);
-    const auto source = static_cast<int>(source_of(bucket, call, span));
     const int64_t begin = std::max<int64_t>(first - start, 0);
     const int64_t end = std::min(past - start, num_chunks);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t element = i * kChunkNumel;
-      one(source, task_of(bucket, call, span), element,
-          std::min<int64_t>(span.numel - element, kChunkNumel), sums + (start + i) * num_terms);
+      one(span, element, std::min<int64_t>(span.numel - element, kChunkNumel),
+          sums + (start + i) * num_terms);
     }
     start += num_chunks;
   }
@@ -150,16 +156,28 @@ void sum_chunks(const Bucket& bucket, const Call& call, int num_terms, double* s
   add_chunks(bucket, call, of_chunks.data(), num_terms, sums);
 }
 
+// Where the loops for a bucket stand: those over small formats use the loops for float32.
 int position_of(const Bucket& bucket, const Call& call) {
+  if (bucket.is_small()) return wpadamw::position_of(DType::kFloat32, DType::kFloat32);
   return wpadamw::position_of(bucket.param_dtype, call.grad_dtype);
+}
+
+// By chunks: a block of codes belongs to one thread.
+void run_chunks(const Bucket& bucket, const Call& call, const Loops& loops, const RunTable& table) {
+  sum_chunks(bucket, call, 0, nullptr,
+             [&](const Span& span, int64_t begin, int64_t n, double*) {
+               loops.stored.run(task_of(bucket, call, span), table, operation_on(call, span),
+                                source_of(bucket, call, span), begin, begin + n);
+             });
 }
 
 }  // namespace
 
-void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
+void run(const Bucket& bucket, const Call& call, const Loops& loops) {
   const int64_t total = busy_elements(bucket, call);
   if (total == 0) return;
-  const RunTable& table = kernels.run[position_of(bucket, call)];
+  const RunTable& table = loops.of_rule.run[position_of(bucket, call)];
+  if (bucket.is_small()) return run_chunks(bucket, call, loops, table);
   const int num_threads = useful_threads(total, call.num_threads);
   const bool streaming = total * call.param_size > kStreamingBytes;
   if (num_threads == 1) return run_thread(bucket, call, table, 0, total, streaming);
@@ -172,23 +190,35 @@ void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
   }
 }
 
-void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
-         double* sums) {
-  const SumTable& table = kernels.sum[position_of(bucket, call)];
+void sum(const Bucket& bucket, const Call& call, const Loops& loops, int num_terms, double* sums) {
+  const SumTable& table = loops.of_rule.sum[position_of(bucket, call)];
   sum_chunks(bucket, call, num_terms, sums,
-             [&](int source, const Task& task, int64_t begin, int64_t n, double* of_chunk) {
-               table.at[source](task, begin, n, of_chunk);
+             [&](const Span& span, int64_t begin, int64_t n, double* of_chunk) {
+               const Task task = task_of(bucket, call, span);
+               const Sum sum = table.at[static_cast<int>(source_of(bucket, call, span))];
+               if (bucket.is_small()) {
+                 loops.stored.sum(task, sum, begin, n, of_chunk);
+               } else {
+                 sum(task, begin, n, of_chunk);
+               }
              });
 }
 
-void track(const Bucket& bucket, const Call& call, const Kernels& kernels, double* sums) {
+void track(const Bucket& bucket, const Call& call, const Loops& loops, double* sums) {
   const auto position = position_of(bucket, call);
-  const Track track = kernels.track[position];
-  const auto& runs = kernels.run[position].at[static_cast<size_t>(call.operation)];
+  const RunTable& table = loops.of_rule.run[position];
   const bool streaming = busy_elements(bucket, call) * call.param_size > kStreamingBytes;
   sum_chunks(bucket, call, kNumTracked, sums,
-             [&](int source, const Task& task, int64_t begin, int64_t n, double* of_chunk) {
-               track(task, begin, n, runs[source], streaming, of_chunk);
+             [&](const Span& span, int64_t begin, int64_t n, double* of_chunk) {
+               const Task task = task_of(bucket, call, span);
+               const Source source = source_of(bucket, call, span);
+               if (bucket.is_small()) {
+                 loops.stored.track(task, table, call.operation, source, begin, n, of_chunk);
+               } else {
+                 const auto& runs = table.at[static_cast<size_t>(call.operation)];
+                 loops.of_rule.track[position](task, begin, n, runs[static_cast<int>(source)],
+                                               streaming, of_chunk);
+               }
              });
 }
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wpadamw._backends.extension import dtype_code, extension
+from wpadamw._backends.extension import dtype_code, extension, storage
 from wpadamw._backends.interface import BucketTensors, Gradients, LedgerTensors, Operation, Rows
+from wpadamw.rules.stored import is_noisy
 from wpadamw.rules.summing import in_order
 
 NAME = "cpp"
@@ -45,6 +46,8 @@ class Kernels:
             state=[flat.data_ptr() for flat in bucket.state_flat],
             num_looks=bucket.num_looks,
             has_averages=bucket.has_averages,
+            is_noisy=is_noisy(bucket.rule),
+            **storage(bucket),
         )
 
     def completed(self) -> int:

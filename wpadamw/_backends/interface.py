@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from wpadamw.rules.averaged import Averaged
+from wpadamw import formats
+from wpadamw.rules.averaged import NAME as AVERAGE
 from wpadamw.rules.rule import Rule
+from wpadamw.rules.stored import formats_of
 
 
 class Operation(Enum):
@@ -84,6 +86,10 @@ class BucketTensors:
 
     ``params`` are what predictions are written to, and ``weight`` holds the true weights where they
     lie apart: in a backup of the parameters, or in the parameters, where ``params`` are copies.
+
+    State is stored as the rule's formats say: ``state`` are codes then, in ``scales`` a number for
+    each `formats.BLOCK_NUMEL` of them. With ``rest`` parameters are the upper half of float32
+    numbers, and that is the lower one, see `formats.join`.
     """
 
     rule: Rule
@@ -94,11 +100,44 @@ class BucketTensors:
     weight: list[Tensor] | None  # of the state's dtype
     state: list[list[Tensor]]  # [kind][parameter]
     num_looks: int = 1  # of a row of scalars
+    scales_flat: list[Tensor | None] = field(default_factory=list)  # [kind]; [] if there are none
+    scales: list[list[Tensor]] = field(default_factory=list)  # [kind][parameter]
+    rest_flat: Tensor | None = None
+    rest: list[Tensor] | None = None
 
     @property
     def has_averages(self) -> bool:
         """Whether the last of the state are averages, apart from the rule that kernels know."""
-        return isinstance(self.rule, Averaged)
+        return AVERAGE in self.rule.state_names
+
+    @property
+    def is_small(self) -> bool:
+        """Whether anything is stored in another format than that of the mathematics."""
+        return self.rest is not None or any(f != formats.WHOLE for f in formats_of(self.rule))
+
+    def stored(self, kind: int, i: int) -> list[Tensor]:
+        """The memory of a tensor of parameter i's state: numbers, or codes and scales."""
+        scales = self.scales[kind] if self.scales else []
+        return [self.state[kind][i], *scales[i : i + 1]]
+
+    def load(self, kind: int, i: int) -> Tensor:
+        """The numbers of a tensor of parameter i's state."""
+        form = formats_of(self.rule)[kind]
+        dtype = torch.promote_types(self.params[i].dtype, torch.float32)
+        return form.load(self.stored(kind, i), dtype)
+
+    def held(self, i: int) -> Tensor:
+        """What parameter i holds, in the dtype of the mathematics."""
+        param = self.params[i]
+        if self.rest is not None:
+            return formats.join(param, self.rest[i])
+        return param.to(torch.promote_types(param.dtype, torch.float32))
+
+    def parts(self, i: int, values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Where new values of parameter i go to, and what goes there."""
+        if self.rest is None:
+            return [self.params[i]], [values]
+        return [self.params[i], self.rest[i]], [*formats.split(values.float())]
 
 
 Completed = int | list[int]  # of a bucket's parameters together, or of each

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wpadamw import formats, layout
 from wpadamw._backends.interface import (
     BucketTensors,
     Completed,
@@ -20,6 +21,7 @@ from wpadamw._backends.interface import (
 from wpadamw._backends.torch_ledger import ONE, advance, write
 from wpadamw.layout import REAL_DTYPE
 from wpadamw.rules.rule import Row, Rule, State
+from wpadamw.rules.stored import formats_of, is_noisy
 from wpadamw.rules.summing import in_order, total
 
 NAME = "torch"
@@ -84,6 +86,7 @@ class Kernels:
 
     def __init__(self, bucket: BucketTensors) -> None:
         self.bucket, self.rule = bucket, bucket.rule
+        self.formats = formats_of(bucket.rule)
         param = bucket.params[0]
         self.like = torch.empty(0, dtype=REAL_DTYPE[param.dtype], device=param.device)
         # Operations that each parameter has been through, and last the calls of `advance`.
@@ -120,30 +123,32 @@ class Kernels:
             weight, state = self.rule.step(
                 old, self._state(i), grad, scalars.step, scalars.looks[0]
             )
-            held = self._predicted(weight, state, scalars) if predict_next else weight
+            stored = self._stored(i, state, scalars)
+            held = weight
+            if predict_next:  # by what can be read again
+                held = self._predicted(weight, self._loaded(stored), scalars)
             if tracked is not None:
-                shown = self.bucket.params[i].to(self.like.dtype)
-                found = _tracked(shown - weight, weight - old)
+                found = _tracked(self.bucket.held(i) - weight, weight - old)
                 tracked[:, i] = found if is_void is None else torch.where(is_void, 0.0, found)
-            self._write_step(i, weight, state, held, is_void)
+            self._write_step(i, weight, stored, held, is_void)
 
     @torch.no_grad()
     def predict(self, rows: Rows) -> None:
         """Go to the predicted weights."""
         of_prediction = self._scalars(rows, 0)
-        for i, param in enumerate(self.bucket.params):
+        for i in range(len(self.bucket.params)):
             weight, scalars = self._stored_weight(i), of_prediction.get(i)
             if scalars is not None:
                 predicted = self._predicted(weight, self._state(i), scalars)
                 weight = _where(scalars, predicted, weight)
-            self._write(i, [param], [weight])
+            self._write(i, *self.bucket.parts(i, weight))
 
     @torch.no_grad()
     def restore(self, rows: Rows) -> None:
         """Go to the true weights."""
         of_held = self._scalars(rows, 1)
-        for i, param in enumerate(self.bucket.params):
-            self._write(i, [param], [self._true_weight(i, of_held)])
+        for i in range(len(self.bucket.params)):
+            self._write(i, *self.bucket.parts(i, self._true_weight(i, of_held)))
 
     @torch.no_grad()
     def sums(self, grads: Gradients, rows: Rows, factor: float | Tensor) -> Tensor:
@@ -183,9 +188,17 @@ class Kernels:
                 yield i, grad.to(self.like.dtype) * factor
 
     def _write_step(
-        self, i: int, weight: Tensor, state: State, held: Tensor, is_void: Tensor | None
+        self,
+        i: int,
+        weight: Tensor,
+        stored: list[list[Tensor]],
+        held: Tensor,
+        is_void: Tensor | None,
     ) -> None:
-        targets, values = [*self._state(i), self.bucket.params[i]], [*state, held]
+        targets, values = self.bucket.parts(i, held)
+        for kind, new in enumerate(stored):
+            targets += self.bucket.stored(kind, i)
+            values += new
         if self.bucket.weight is not None:
             targets.append(self.bucket.weight[i])
             values.append(weight)
@@ -199,7 +212,20 @@ class Kernels:
         write([*targets, self.count_of[i]], [*values, self.count_of[i] + ONE])
 
     def _state(self, i: int) -> State:
-        return tuple(views[i] for views in self.bucket.state)
+        return tuple(self.bucket.load(kind, i) for kind in range(len(self.formats)))
+
+    def _stored(self, i: int, state: State, scalars: _Scalars) -> list[list[Tensor]]:
+        """What is stored of a new state, by format."""
+        noise = None
+        if is_noisy(self.rule):
+            param = self.bucket.params[i]
+            noise = layout.view_like(formats.noise(param.numel(), scalars.step.count), 0, param)
+        pairs = zip(self.formats, state, strict=True)
+        return [form.store(values, noise) for form, values in pairs]
+
+    def _loaded(self, stored: list[list[Tensor]]) -> State:
+        pairs = zip(self.formats, stored, strict=True)
+        return tuple(form.load(tensors, self.like.dtype) for form, tensors in pairs)
 
     def _predicted(self, weight: Tensor, state: State, scalars: _Scalars) -> Tensor:
         for look in scalars.looks:
@@ -207,7 +233,7 @@ class Kernels:
         return weight
 
     def _stored_weight(self, i: int) -> Tensor:
-        return self.bucket.params[i] if self.bucket.weight is None else self.bucket.weight[i]
+        return self.bucket.held(i) if self.bucket.weight is None else self.bucket.weight[i]
 
     def _true_weight(self, i: int, of_held: _Column) -> Tensor:
         stored = self._stored_weight(i).to(self.like.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wpadamw._backends.device_kernels import DeviceKernels
 from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
-from wpadamw.rules.averaged import plain
+from wpadamw.rules.around import plain
 from wpadamw.rules.rule import Rule
 from wpadamw.rules.summing import CHUNK_NUMEL
 

@@ -49,7 +49,7 @@ class WPAdaBelief(WeightPrediction):
             2 and the package do; ``"inside"`` to ``s_hat`` under the root; ``"outside"`` to the
             root alone, as Adam does.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, ema, amp, backend,
+            predict_decay, predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -88,6 +88,8 @@ class WPAdaBelief(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
@@ -123,7 +125,7 @@ class WPAdaM3(WeightPrediction):
         amsgrad, weight_decouple, fixed_decay, rectify, degenerated_to_sgd: as in `WPAdaBelief`. A
             rectified update has eps beside the root, too.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, ema, amp, backend,
+            predict_decay, predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -161,6 +163,8 @@ class WPAdaM3(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

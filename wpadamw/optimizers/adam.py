@@ -48,7 +48,7 @@ class WPAdam(WeightPrediction):
             saved.
         predict_decay: whether the prediction includes the decay, where that is decoupled.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_in_step, backup, ema, amp, backend,
+            predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -83,6 +83,8 @@ class WPAdam(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -53,10 +53,17 @@ class WPAdamW(WeightPrediction):
         predict_in_step: predict at the end of `step`. If False, parameters hold true weights after
             `step`, and `predict` before the next forward uses the lr of that moment.
         backup: keep a copy of the true weights (4 bytes per float32 parameter). If False they are
-            computed from the predicted ones, to a few ulp; float32, float64 and complex only.
+            computed from the predicted ones, to a few ulp; float32, float64 and complex only, and
+            bfloat16 with ``master="split"``.
         ema: keep the exponential average of the true weights, corrected for its beginning, in which
             a new weight has this share, in (0, 1]; 4 bytes per float32 parameter. None: do not. See
             `averaged_weights` and `switch_to_average`.
+        moments: how moments are stored: ``"float32"`` (float64 of such parameters), ``"bfloat16"``
+            or ``"int8"``, in blocks of 64 with a shared scale. The update goes by moments as they
+            are computed, a prediction by what is stored of them. See docs/memory.md.
+        master: where bfloat16 parameters have their float32 weights: ``"float32"``, in the backup,
+            or ``"split"``: the parameter is the upper half of the predicted weight, the state has
+            the lower one, and true weights are computed back (needs ``backup=False``).
         amp: take part in the gradient scaler's protocol: the step unscales, and does nothing after
             an overflow; on CUDA devices the host does not wait to know.
         backend: ``"auto"`` or the name of a backend, see `wpadamw.backends`.
@@ -102,6 +109,8 @@ class WPAdamW(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

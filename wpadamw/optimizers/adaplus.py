@@ -39,7 +39,7 @@ class WPAdaPlus(WeightPrediction):
         outer_eps: add eps to the root, as the paper does. False: to ``s`` alone, as the released
             code does.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, ema, amp, backend,
+            predict_decay, predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -73,6 +73,8 @@ class WPAdaPlus(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -49,7 +49,7 @@ class WPMARS(WeightPrediction):
         betas_1d: their decay rates, in [0, 1).
         weight_decay_1d: their decoupled decay, >= 0.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, ema, amp, backend,
+            predict_decay, predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -87,6 +87,8 @@ class WPMARS(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

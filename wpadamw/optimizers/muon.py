@@ -73,7 +73,7 @@ class WPMuon(WeightPrediction):
         prediction: ``"linear"`` or ``"rollout"``, in which each matrix takes the last update again
             for every one ahead: the orthogonal matrix of a momentum that shrinks remains the same.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, predict_decay,
-            predict_in_step, backup, ema, amp, backend,
+            predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -120,6 +120,8 @@ class WPMuon(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -35,7 +35,7 @@ class WPNAdamW(WeightPrediction):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled decay, >= 0.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, ema, amp, backend,
+            predict_decay, predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -68,6 +68,8 @@ class WPNAdamW(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

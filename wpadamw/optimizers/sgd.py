@@ -39,7 +39,7 @@ class WPSGD(WeightPrediction):
         nesterov: update along the Nesterov mix of gradient and momentum.
         predict_decay: without effect: the decay is part of the momentum.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_in_step, backup, ema, amp, backend,
+            predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -73,6 +73,8 @@ class WPSGD(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -42,7 +42,7 @@ class WPVRAdam(WeightPrediction):
             author's code; ``"global"``, those of all groups that say so; ``"tensor"``, each
             parameter. Parameters without a gradient do not count.
         maximize, foreach, capturable, differentiable, fused, prediction_steps, prediction,
-            predict_decay, predict_in_step, backup, ema, amp, backend,
+            predict_decay, predict_in_step, backup, ema, moments, master, amp, backend,
             compute_dtype, track_prediction: as in `WPAdamW`.
 
     Raises:
@@ -78,6 +78,8 @@ class WPVRAdam(WeightPrediction):
         predict_in_step: bool = True,
         backup: bool = True,
         ema: float | None = None,
+        moments: Literal["float32", "bfloat16", "int8"] = "float32",
+        master: Literal["float32", "split"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -26,6 +26,7 @@ class AdaBelief(AdamW):
 
     name = "adabelief"
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_var")
+    squares: ClassVar[tuple[str, ...]] = ("exp_avg_var",)
 
     class Hyper(NamedTuple):
         """The hyper-parameters of a group."""

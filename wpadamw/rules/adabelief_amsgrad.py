@@ -11,3 +11,4 @@ class AdaBeliefAMSGrad(AMSGrad, AdaBelief):
 
     name = "adabelief_amsgrad"
     state_names = ("exp_avg", "exp_avg_var", "max_exp_avg_var")
+    squares = ("exp_avg_var", "max_exp_avg_var")

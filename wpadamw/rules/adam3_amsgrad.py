@@ -11,3 +11,4 @@ class AdaM3AMSGrad(AMSGrad, AdaM3):
 
     name = "adam3_amsgrad"
     state_names = ("exp_avg", "exp_avg_var", "max_exp_avg_var")
+    squares = ("exp_avg_var", "max_exp_avg_var")

@@ -17,6 +17,7 @@ class AdamW(Rule):
 
     name = "adamw"
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    squares: ClassVar[tuple[str, ...]] = ("exp_avg_sq",)
 
     class Hyper(NamedTuple):
         """The hyper-parameters of a group."""

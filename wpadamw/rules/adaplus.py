@@ -14,6 +14,7 @@ class AdaPlus(NAdamW, AdaBelief):
 
     name = "adaplus"
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    squares: ClassVar[tuple[str, ...]] = ("exp_avg_sq",)
     unused_names = ("exp_avg_bar",)
 
     def epsilons(self, group: Group) -> tuple[float, float, float, float]:

@@ -11,3 +11,4 @@ class AdaPlusAMSGrad(AMSGrad, AdaPlus):
 
     name = "adaplus_amsgrad"
     state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    squares = ("exp_avg_sq", "max_exp_avg_sq")

@@ -17,6 +17,7 @@ class AMSGrad(AdamW):
 
     name = "amsgrad"
     state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    squares = ("exp_avg_sq", "max_exp_avg_sq")
 
     def moments(self, state: State, grad: Tensor, step: Row) -> State:
         """The moments and the running maximum of the second one after a gradient."""

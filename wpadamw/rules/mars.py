@@ -19,6 +19,8 @@ class MARS(AdamW):
     name = "mars"
     # The second moment last: directions take it from there.
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "last_grad", "exp_avg_sq")
+    squares: ClassVar[tuple[str, ...]] = ("exp_avg_sq",)
+    whole_names: ClassVar[tuple[str, ...]] = ("last_grad",)
     num_terms: ClassVar[int] = 1
 
     class Hyper(NamedTuple):

@@ -81,6 +81,10 @@ class Rule:
     from_weight: ClassVar[tuple[str, ...]] = ()
     # Tensors of the state that the original does not save: without them nothing is predicted.
     own_names: ClassVar[tuple[str, ...]] = ()
+    # Tensors of the state that are means of squares: never negative, and of a wide range.
+    squares: ClassVar[tuple[str, ...]] = ()
+    # Those that are no moments: they keep the precision of the weights.
+    whole_names: ClassVar[tuple[str, ...]] = ()
     # Whether kernels take finished updates in the place of gradients: those of real matrices, which
     # no element knows alone.
     is_of_matrices: ClassVar[bool] = False

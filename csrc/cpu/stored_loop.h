@@ -1,0 +1,250 @@
+// Loops over what is stored in small formats: pieces of it are decoded to float32, where the loops of
+// the rules work on them, and encoded again. Compiled once per instruction set, for no rule.
+#pragma once
+
+#include "../formats.h"
+#include "sum_loop.h"
+
+namespace wpadamw::cpu::WPADAMW_ISA {
+namespace {
+
+// Elements that are decoded at a time: with all that belongs to them they stay in the first cache.
+constexpr int64_t kPiece = 512;
+static_assert(kPiece % kFormatBlock == 0 && kPiece % kBlock == 0 && kChunkNumel % kPiece == 0);
+
+template <typename code_t>
+void load_codes(const code_t* codes, const float* scales, int64_t n, float* to) {
+  for (int64_t begin = 0; begin < n; begin += kFormatBlock) {
+    const float scale = scales[begin / kFormatBlock];
+    const int64_t end = begin + kFormatBlock < n ? begin + kFormatBlock : n;
+#pragma GCC ivdep
+    for (int64_t j = begin; j < end; ++j) to[j] = number_of(codes[j], scale);
+  }
+}
+
+WPADAMW_HOST_DEVICE float scale_of_block(const float* values, int64_t n) {
+  int32_t largest = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    const int32_t magnitude = magnitude_of(values[j]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return scale_of(largest);
+}
+
+// `code_of` has a value, the scale of its block, and its place among the values.
+template <typename code_t, typename function_t>
+void store_codes(const float* values, int64_t n, code_t* codes, float* scales,
+                 const function_t& code_of) {
+  for (int64_t begin = 0; begin < n; begin += kFormatBlock) {
+    const int64_t end = begin + kFormatBlock < n ? begin + kFormatBlock : n;
+    const float scale = scale_of_block(values + begin, end - begin);
+    scales[begin / kFormatBlock] = scale;
+#pragma GCC ivdep
+    for (int64_t j = begin; j < end; ++j) codes[j] = code_of(values[j], scale, j);
+  }
+}
+
+// A tensor of a state, from some element on: the first one of a block.
+struct Numbers {
+  Format format;
+  void* memory;
+  float* scales;
+  int64_t place;  // in its tensor
+
+  void load(int64_t n, float* to) const {
+    if (format == Format::kInt8) {
+      load_codes(static_cast<const int8_t*>(memory), scales, n, to);
+    } else if (format == Format::kUInt8) {
+      load_codes(static_cast<const uint8_t*>(memory), scales, n, to);
+    } else {
+      const auto* values = static_cast<const bfloat16*>(memory);
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n; ++j) to[j] = to_real(values[j]);
+    }
+  }
+
+  void store(const float* values, int64_t n, uint32_t key) const {
+    const auto noise = [&](int64_t j) { return noise_at(static_cast<uint32_t>(place + j), key); };
+    auto* halves = static_cast<bfloat16*>(memory);
+    if (format == Format::kInt8) {
+      store_codes(values, n, static_cast<int8_t*>(memory), scales,
+                  [](float value, float scale, int64_t) { return int8_code(value, scale); });
+    } else if (format == Format::kUInt8) {
+      store_codes(values, n, static_cast<uint8_t*>(memory), scales,
+                  [&](float value, float scale, int64_t j) {
+                    return uint8_code(value, scale, noise(j));
+                  });
+    } else if (format == Format::kNoisyBFloat16) {
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n; ++j) halves[j] = noisy_bfloat16(values[j], noise(j));
+    } else {
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n; ++j) halves[j] = Round<bfloat16>::from(values[j]);
+    }
+  }
+};
+
+template <typename value_t>
+void widen(const value_t* values, int64_t n, float* to) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) to[j] = to_real(values[j]);
+}
+template <typename value_t>
+void narrow(const float* values, int64_t n, value_t* to) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) to[j] = Round<value_t>::from(values[j]);
+}
+
+// At most `size` elements of a tensor, decoded. What is float32 in memory is used where it lies.
+template <int64_t size>
+class Piece {
+ public:
+  Piece(const Task& task, int64_t begin, int64_t n) : task_(task), begin_(begin), n_(n) {
+    whole_ = task;
+    whole_.state = state_;
+    whole_.offset = 0;
+    whole_.has_real_grad = true;
+    whole_.param = is_param_whole() ? at(task.param, sizeof(float)) : address_of(param_memory_);
+    if (task.weight != 0) whole_.weight = at(task.weight, sizeof(float));
+    if (task.terms != nullptr) whole_.terms = static_cast<float*>(task.terms) + begin % kChunkNumel;
+    for (int k = 0; k < num_tensors(); ++k) {
+      const bool is_whole = format(k) == Format::kWhole;
+      state_[k] = is_whole ? static_cast<float*>(task.state[k]) + task.offset + begin : numbers_[k];
+    }
+  }
+
+  const Task& whole() const { return whole_; }
+  Task untracked() const {
+    Task task = whole_;
+    task.terms = nullptr;
+    return task;
+  }
+
+  void load_param() {
+    if (is_param_whole()) return;
+    const auto* halves = reinterpret_cast<const bfloat16*>(at(task_.param, sizeof(bfloat16)));
+    if (task_.rest != nullptr) {
+      const int16_t* rest = task_.rest + task_.offset + begin_;
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n_; ++j) param_memory_[j] = joined(halves[j], rest[j]);
+    } else if (task_.param_dtype == DType::kBFloat16) {
+      widen(halves, n_, param_memory_);
+    } else {
+      widen(reinterpret_cast<const float16*>(halves), n_, param_memory_);
+    }
+  }
+
+  void store_param() const {
+    if (is_param_whole()) return;
+    auto* halves = reinterpret_cast<bfloat16*>(at(task_.param, sizeof(bfloat16)));
+    if (task_.rest != nullptr) {
+      int16_t* rest = task_.rest + task_.offset + begin_;
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n_; ++j) {
+        const Parts parts = split(param_memory_[j]);
+        halves[j] = parts.high;
+        rest[j] = parts.rest;
+      }
+    } else if (task_.param_dtype == DType::kBFloat16) {
+      narrow(param_memory_, n_, halves);
+    } else {
+      narrow(param_memory_, n_, reinterpret_cast<float16*>(halves));
+    }
+  }
+
+  void load_grad() {
+    if (task_.has_real_grad) {
+      whole_.grad = at(task_.grad, sizeof(float));
+    } else if (task_.param_dtype == DType::kBFloat16) {
+      widen(reinterpret_cast<const bfloat16*>(at(task_.grad, sizeof(bfloat16))), n_, grad_);
+      whole_.grad = address_of(grad_);
+    } else {
+      widen(reinterpret_cast<const float16*>(at(task_.grad, sizeof(float16))), n_, grad_);
+      whole_.grad = address_of(grad_);
+    }
+  }
+
+  void load_state() {
+    for (int k = 0; k < num_tensors(); ++k) {
+      if (format(k) != Format::kWhole) stored(k).load(n_, numbers_[k]);
+    }
+  }
+
+  // Rounds the state as it is stored: what follows goes by what can be read again.
+  void store_state() {
+    const uint32_t key = task_.is_noisy ? key_of(task_.row[task_.step_width - 1]) : 0;
+    for (int k = 0; k < num_tensors(); ++k) {
+      if (format(k) == Format::kWhole) continue;
+      stored(k).store(numbers_[k], n_, key);
+      stored(k).load(n_, numbers_[k]);
+    }
+  }
+
+ private:
+  bool is_param_whole() const { return task_.param_dtype == DType::kFloat32; }
+  int num_tensors() const { return task_.num_tensors; }
+  Format format(int k) const { return task_.formats[k]; }
+  uintptr_t at(uintptr_t first, size_t element) const {
+    return first + static_cast<uintptr_t>(begin_) * element;
+  }
+  static uintptr_t address_of(const float* values) { return reinterpret_cast<uintptr_t>(values); }
+
+  Numbers stored(int k) const {
+    const int64_t element = task_.offset + begin_;
+    const int64_t num_bytes = has_scales(format(k)) ? 1 : int64_t{sizeof(bfloat16)};
+    return {format(k), static_cast<char*>(task_.state[k]) + element * num_bytes,
+            has_scales(format(k)) ? task_.scales[k] + element / kFormatBlock : nullptr, begin_};
+  }
+
+  const Task& task_;
+  int64_t begin_, n_;
+  Task whole_;
+  void* state_[kMaxStates];
+  alignas(64) float numbers_[kMaxStates][size];
+  alignas(64) float param_memory_[size], grad_[size];
+};
+
+// Elements [begin, end), of which the first one begins a block, by the loops for float32.
+void run_stored(const Task& task, const RunTable& whole, Operation operation, Source source,
+                int64_t begin, int64_t end) {
+  const auto run = [&](Operation operation, Source source, const Task& piece, int64_t n) {
+    whole.at[static_cast<int>(operation)][static_cast<int>(source)](piece, 0, n, false);
+  };
+  for (; begin < end; begin += kPiece) {
+    const int64_t n = end - begin < kPiece ? end - begin : kPiece;
+    Piece<kPiece> piece(task, begin, n);
+    if (source != Source::kBackup || task.terms != nullptr) piece.load_param();
+    if (operation != Operation::kRestore || source == Source::kPrediction) piece.load_state();
+    if (is_step(operation)) {
+      piece.load_grad();
+      run(Operation::kStep, source, piece.whole(), n);
+      piece.store_state();
+      const Source from = source == Source::kBackup ? source : Source::kParam;
+      if (predicts(operation)) run(Operation::kPredict, from, piece.untracked(), n);
+    } else {
+      run(operation, source, piece.whole(), n);
+    }
+    piece.store_param();
+  }
+}
+
+// The sums over n elements, at most kChunkNumel.
+void sum_stored(const Task& task, Sum whole, int64_t begin, int64_t n, double* sums) {
+  Piece<kChunkNumel> piece(task, begin, n);
+  piece.load_param();
+  piece.load_state();
+  piece.load_grad();
+  whole(piece.whole(), 0, n, sums);
+}
+
+// A step over them, and what it is tracked by.
+void track_stored(Task task, const RunTable& whole, Operation operation, Source source,
+                  int64_t begin, int64_t n, double* sums) {
+  alignas(64) float terms[kNumTracked][kChunkNumel];
+  task.terms = terms;
+  run_stored(task, whole, operation, source, begin, begin + n);
+  for (int t = 0; t < kNumTracked; ++t) sums[t] = sum_by_halves(terms[t], n);
+}
+
+}  // namespace
+}  // namespace wpadamw::cpu::WPADAMW_ISA

@@ -1,0 +1,106 @@
+// How the numbers of a state are stored: the formats of wpadamw/formats.py, which says what is meant.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "float_types.h"
+
+namespace wpadamw {
+
+enum class Format : int { kWhole, kBFloat16, kNoisyBFloat16, kInt8, kUInt8 };
+constexpr int kNumFormats = 5;
+
+// Neighbours that share a scale.
+constexpr int kFormatBlock = 64;
+
+WPADAMW_HOST_DEVICE constexpr bool has_scales(Format format) {
+  return format == Format::kInt8 || format == Format::kUInt8;
+}
+WPADAMW_HOST_DEVICE constexpr bool is_noisy(Format format) {
+  return format == Format::kNoisyBFloat16 || format == Format::kUInt8;
+}
+
+// Noise: of 16 bits, a hash of the place of a number in its tensor, and of the update.
+
+constexpr int kBitsOfNoise = 16;
+
+WPADAMW_HOST_DEVICE uint32_t mixed(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+WPADAMW_HOST_DEVICE uint32_t key_of(double count) { return mixed(static_cast<uint32_t>(count)); }
+WPADAMW_HOST_DEVICE uint32_t noise_at(uint32_t place, uint32_t key) {
+  return mixed(place + key) >> kBitsOfNoise;
+}
+
+// Up where the bits that are cut off and the noise make a whole.
+WPADAMW_HOST_DEVICE bfloat16 noisy_bfloat16(float value, uint32_t noise) {
+  const uint32_t rounded = (bits_of(value) + noise) >> kBitsOfNoise;
+  return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+}
+
+// Codes of blocks.
+
+// Of numbers without a sign: their bits have their order, and NaN is above all.
+WPADAMW_HOST_DEVICE int32_t magnitude_of(float value) {
+  return static_cast<int32_t>(bits_of(value) & 0x7fffffffu);
+}
+// Of the largest magnitude in a block.
+WPADAMW_HOST_DEVICE float scale_of(int32_t magnitude) {
+  return float_of(magnitude > 0x7f800000 ? 0x7fc00000u : static_cast<uint32_t>(magnitude));
+}
+
+// Rounded down after a share of the way to the next one; 0 for what is no number.
+template <int most>
+WPADAMW_HOST_DEVICE int32_t rounded_code(float root, float share) {
+  const float moved = root * float{most} + share;
+  const auto code = static_cast<int32_t>(moved > 0.0f ? moved : 0.0f);
+  return code < most ? code : most;
+}
+
+WPADAMW_HOST_DEVICE int8_t int8_code(float value, float scale) {
+  const int32_t code = rounded_code<127>(std::sqrt(std::fabs(value) / scale), 0.5f);
+  return static_cast<int8_t>(value < 0.0f ? -code : code);
+}
+WPADAMW_HOST_DEVICE float number_of(int8_t code, float scale) {
+  const float root = float(code) * (1.0f / 127.0f);
+  return root * std::fabs(root) * scale;
+}
+
+WPADAMW_HOST_DEVICE uint8_t uint8_code(float value, float scale, uint32_t noise) {
+  const float share = float(static_cast<int32_t>(noise)) * 0x1p-16f;
+  const float root = std::sqrt(std::sqrt(std::fabs(value) / scale));
+  const int32_t code = rounded_code<255>(root, share);
+  // What is not zero stays so: something may be divided by it.
+  return static_cast<uint8_t>(value > 0.0f && code < 1 ? 1 : code);
+}
+WPADAMW_HOST_DEVICE float number_of(uint8_t code, float scale) {
+  const float root = float(int32_t{code}) * (1.0f / 255.0f);
+  const float square = root * root;
+  return square * square * scale;
+}
+
+// Weights in two parts: a bfloat16 parameter, and what it lacks.
+
+struct Parts {
+  bfloat16 high;
+  int16_t rest;
+};
+
+WPADAMW_HOST_DEVICE float joined(bfloat16 high, int16_t rest) {
+  // Below a zero from outside there is nothing: its sign would be borrowed from.
+  const bool is_below_zero = (high.bits & 0x7fffu) == 0 && rest < 0;
+  const int32_t lower = is_below_zero ? 0 : rest;
+  return float_of((uint32_t{high.bits} << 16) + static_cast<uint32_t>(lower));
+}
+
+WPADAMW_HOST_DEVICE Parts split(float value) {
+  const uint32_t bits = value != value ? 0x7fc00000u : bits_of(value);
+  const auto rest = static_cast<int16_t>(bits & 0xffffu);
+  const uint32_t high = bits - static_cast<uint32_t>(int32_t{rest});
+  return {{static_cast<uint16_t>(high >> 16)}, rest};
+}
+
+}  // namespace wpadamw
