@@ -35,10 +35,13 @@ WPADAMW_HOST_DEVICE uint32_t noise_at(uint32_t place, uint32_t key) {
   return mixed(place + key) >> kBitsOfNoise;
 }
 
+// A comparison of bits, of which compilers make no branch.
+WPADAMW_HOST_DEVICE bool is_nan(uint32_t bits) { return (bits & 0x7fffffffu) > 0x7f800000u; }
+
 // Up where the bits that are cut off and the noise make a whole.
 WPADAMW_HOST_DEVICE bfloat16 noisy_bfloat16(float value, uint32_t noise) {
-  const uint32_t rounded = (bits_of(value) + noise) >> kBitsOfNoise;
-  return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+  const uint32_t bits = bits_of(value), rounded = (bits + noise) >> kBitsOfNoise;
+  return {static_cast<uint16_t>(is_nan(bits) ? 0x7fc0u : rounded)};
 }
 
 // Codes of blocks.
@@ -52,35 +55,54 @@ WPADAMW_HOST_DEVICE float scale_of(int32_t magnitude) {
   return float_of(magnitude > 0x7f800000 ? 0x7fc00000u : static_cast<uint32_t>(magnitude));
 }
 
+// What roots are multiplied by is a little too large, so that the largest number has the largest code
+// whatever is rounded.
+constexpr float kAbove = 1.0f + 0x1p-20f;
+
 // Rounded down after a share of the way to the next one; 0 for what is no number.
-template <int most>
-WPADAMW_HOST_DEVICE int32_t rounded_code(float root, float share) {
-  const float moved = root * float{most} + share;
+WPADAMW_HOST_DEVICE int32_t rounded_code(float root, float factor, float share, int32_t most) {
+  const float moved = root * factor + share;
   const auto code = static_cast<int32_t>(moved > 0.0f ? moved : 0.0f);
   return code < most ? code : most;
 }
 
-WPADAMW_HOST_DEVICE int8_t int8_code(float value, float scale) {
-  const int32_t code = rounded_code<127>(std::sqrt(std::fabs(value) / scale), 0.5f);
-  return static_cast<int8_t>(value < 0.0f ? -code : code);
-}
-WPADAMW_HOST_DEVICE float number_of(int8_t code, float scale) {
-  const float root = float(code) * (1.0f / 127.0f);
-  return root * std::fabs(root) * scale;
-}
+// A number with a sign is the square of its code, of the scale.
+struct Int8 {
+  using code_t = int8_t;
 
-WPADAMW_HOST_DEVICE uint8_t uint8_code(float value, float scale, uint32_t noise) {
-  const float share = float(static_cast<int32_t>(noise)) * 0x1p-16f;
-  const float root = std::sqrt(std::sqrt(std::fabs(value) / scale));
-  const int32_t code = rounded_code<255>(root, share);
-  // What is not zero stays so: something may be divided by it.
-  return static_cast<uint8_t>(value > 0.0f && code < 1 ? 1 : code);
-}
-WPADAMW_HOST_DEVICE float number_of(uint8_t code, float scale) {
-  const float root = float(int32_t{code}) * (1.0f / 255.0f);
-  const float square = root * root;
-  return square * square * scale;
-}
+  static WPADAMW_HOST_DEVICE float factor_of(float scale) {
+    return 127.0f * kAbove / std::sqrt(scale);
+  }
+  static WPADAMW_HOST_DEVICE int32_t code_of(float value, float factor, uint32_t) {
+    const int32_t code = rounded_code(std::sqrt(std::fabs(value)), factor, 0.5f, 127);
+    return value < 0.0f ? -code : code;
+  }
+  static WPADAMW_HOST_DEVICE float number_of(int32_t code, float scale) {
+    const float root = float(code) * (1.0f / 127.0f);
+    return root * std::fabs(root) * scale;
+  }
+};
+
+// A mean of squares is the fourth power.
+struct UInt8 {
+  using code_t = uint8_t;
+
+  static WPADAMW_HOST_DEVICE float factor_of(float scale) {
+    return 255.0f * kAbove / std::sqrt(std::sqrt(scale));
+  }
+  static WPADAMW_HOST_DEVICE int32_t code_of(float value, float factor, uint32_t noise) {
+    const float share = float(static_cast<int32_t>(noise)) * 0x1p-16f;
+    const float root = std::sqrt(std::sqrt(std::fabs(value)));
+    const int32_t code = rounded_code(root, factor, share, 255);
+    const int32_t least = value > 0.0f;  // what is not zero stays so: it may be divided by
+    return code > least ? code : least;
+  }
+  static WPADAMW_HOST_DEVICE float number_of(int32_t code, float scale) {
+    const float root = float(code) * (1.0f / 255.0f);
+    const float square = root * root;
+    return square * square * scale;
+  }
+};
 
 // Weights in two parts: a bfloat16 parameter, and what it lacks.
 
@@ -97,7 +119,7 @@ WPADAMW_HOST_DEVICE float joined(bfloat16 high, int16_t rest) {
 }
 
 WPADAMW_HOST_DEVICE Parts split(float value) {
-  const uint32_t bits = value != value ? 0x7fc00000u : bits_of(value);
+  const uint32_t found = bits_of(value), bits = is_nan(found) ? 0x7fc00000u : found;
   const auto rest = static_cast<int16_t>(bits & 0xffffu);
   const uint32_t high = bits - static_cast<uint32_t>(int32_t{rest});
   return {{static_cast<uint16_t>(high >> 16)}, rest};

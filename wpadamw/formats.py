@@ -20,6 +20,9 @@ BLOCK_NUMEL = 64
 _BITS_OF_NOISE = 16
 _HALF = 1 << (_BITS_OF_NOISE - 1)
 _WORD = 0xFFFFFFFF
+# What roots are multiplied by is a little too large, so that the largest number has the largest
+# code whatever is rounded.
+_ABOVE = 1.0 + 2.0**-20
 
 
 class Format(NamedTuple):
@@ -98,12 +101,12 @@ def _blocks(flat: Tensor) -> Tensor:
 def _encoded(form: Format, values: Tensor, noise: Tensor | None) -> list[Tensor]:
     """Codes of the values' shape, and the scale of each block, the largest magnitude in it."""
     blocks = _blocks(values.reshape(-1))
-    scales = _largest(blocks.abs())
-    root = sqrt(blocks.abs() / scales[:, None])
-    if form.dtype == torch.uint8:
-        root = sqrt(root)
+    magnitudes = blocks.abs()
+    scales = _largest(magnitudes)
+    # As tensors: torch takes a number over a tensor as a product with the reciprocal.
+    factors = torch.full_like(scales, form.most * _ABOVE) / _root(form, scales)
     share = 0.5 if noise is None else _blocks(noise.reshape(-1)).float() * 2.0**-_BITS_OF_NOISE
-    codes = torch.floor(root * float(form.most) + share)
+    codes = torch.floor(_root(form, magnitudes) * factors[:, None] + share)
     # What is no number has code 0: its scale tells.
     codes = torch.where(codes > 0.0, codes, 0.0).clamp(max=form.most)
     if form.dtype == torch.int8:
@@ -112,6 +115,11 @@ def _encoded(form: Format, values: Tensor, noise: Tensor | None) -> list[Tensor]
         codes = torch.where(blocks > 0.0, codes.clamp(min=1.0), codes)
     codes = codes.view(-1)[: values.numel()].view(values.shape)
     return [codes.to(form.dtype), scales]
+
+
+def _root(form: Format, magnitudes: Tensor) -> Tensor:
+    root = sqrt(magnitudes)
+    return sqrt(root) if form.dtype == torch.uint8 else root
 
 
 def _largest(magnitudes: Tensor) -> Tensor:

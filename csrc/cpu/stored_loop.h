@@ -2,6 +2,8 @@
 // the rules work on them, and encoded again. Compiled once per instruction set, for no rule.
 #pragma once
 
+#include <algorithm>
+
 #include "../formats.h"
 #include "sum_loop.h"
 
@@ -12,36 +14,68 @@ namespace {
 constexpr int64_t kPiece = 512;
 static_assert(kPiece % kFormatBlock == 0 && kPiece % kBlock == 0 && kChunkNumel % kPiece == 0);
 
-template <typename code_t>
-void load_codes(const code_t* codes, const float* scales, int64_t n, float* to) {
-  for (int64_t begin = 0; begin < n; begin += kFormatBlock) {
-    const float scale = scales[begin / kFormatBlock];
-    const int64_t end = begin + kFormatBlock < n ? begin + kFormatBlock : n;
-#pragma GCC ivdep
-    for (int64_t j = begin; j < end; ++j) to[j] = number_of(codes[j], scale);
-  }
-}
-
-WPADAMW_HOST_DEVICE float scale_of_block(const float* values, int64_t n) {
+WPADAMW_HOST_DEVICE float scale_of_block(const float* values) {
   int32_t largest = 0;
-  for (int64_t j = 0; j < n; ++j) {
+  for (int j = 0; j < kFormatBlock; ++j) {
     const int32_t magnitude = magnitude_of(values[j]);
     largest = magnitude > largest ? magnitude : largest;
   }
   return scale_of(largest);
 }
 
-// `code_of` has a value, the scale of its block, and its place among the values.
-template <typename code_t, typename function_t>
-void store_codes(const float* values, int64_t n, code_t* codes, float* scales,
-                 const function_t& code_of) {
-  for (int64_t begin = 0; begin < n; begin += kFormatBlock) {
-    const int64_t end = begin + kFormatBlock < n ? begin + kFormatBlock : n;
-    const float scale = scale_of_block(values + begin, end - begin);
-    scales[begin / kFormatBlock] = scale;
+// Leaves the values that can be read again. Loops of a length and of one width that compilers know.
+template <typename Coded>
+WPADAMW_HOST_DEVICE void store_block(float* values, float scale, float factor, uint32_t first,
+                                     typename Coded::code_t* to) {
+  alignas(64) int32_t codes[kFormatBlock];
 #pragma GCC ivdep
-    for (int64_t j = begin; j < end; ++j) codes[j] = code_of(values[j], scale, j);
+  for (int j = 0; j < kFormatBlock; ++j) {
+    codes[j] = Coded::code_of(values[j], factor, noise_at(static_cast<uint32_t>(j), first));
   }
+#pragma GCC ivdep
+  for (int j = 0; j < kFormatBlock; ++j) values[j] = Coded::number_of(codes[j], scale);
+  for (int j = 0; j < kFormatBlock; ++j) to[j] = static_cast<typename Coded::code_t>(codes[j]);
+}
+
+// Whole blocks, at most those of a piece. Roots of all scales are taken together: one by one each
+// would be waited for.
+template <typename Coded>
+void store_blocks(float* values, int64_t num_blocks, uint32_t first,
+                  typename Coded::code_t* codes, float* scales) {
+  float factors[kPiece / kFormatBlock];
+  for (int64_t b = 0; b < num_blocks; ++b) scales[b] = scale_of_block(values + b * kFormatBlock);
+  for (int64_t b = 0; b < num_blocks; ++b) factors[b] = Coded::factor_of(scales[b]);
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const int64_t i = b * kFormatBlock;
+    store_block<Coded>(values + i, scales[b], factors[b], first + static_cast<uint32_t>(i),
+                       codes + i);
+  }
+}
+
+template <typename Coded>
+void load_codes(const typename Coded::code_t* codes, const float* scales, int64_t n, float* to) {
+  for (int64_t begin = 0; begin < n; begin += kFormatBlock) {
+    const float scale = scales[begin / kFormatBlock];
+    const int64_t end = std::min<int64_t>(begin + kFormatBlock, n);
+#pragma GCC ivdep
+    for (int64_t j = begin; j < end; ++j) to[j] = Coded::number_of(codes[j], scale);
+  }
+}
+
+template <typename Coded>
+void store_codes(float* values, int64_t n, uint32_t first, typename Coded::code_t* codes,
+                 float* scales) {
+  const int64_t num_blocks = n / kFormatBlock, done = num_blocks * kFormatBlock, left = n - done;
+  store_blocks<Coded>(values, num_blocks, first, codes, scales);
+  if (left == 0) return;
+  // The last block lacks elements: zeros do no harm.
+  float rest[kFormatBlock] = {};
+  typename Coded::code_t codes_of_rest[kFormatBlock];
+  std::copy_n(values + done, left, rest);
+  store_blocks<Coded>(rest, 1, first + static_cast<uint32_t>(done), codes_of_rest,
+                      scales + num_blocks);
+  std::copy_n(rest, left, values + done);
+  std::copy_n(codes_of_rest, left, codes + done);
 }
 
 // A tensor of a state, from some element on: the first one of a block.
@@ -53,9 +87,9 @@ struct Numbers {
 
   void load(int64_t n, float* to) const {
     if (format == Format::kInt8) {
-      load_codes(static_cast<const int8_t*>(memory), scales, n, to);
+      load_codes<Int8>(static_cast<const int8_t*>(memory), scales, n, to);
     } else if (format == Format::kUInt8) {
-      load_codes(static_cast<const uint8_t*>(memory), scales, n, to);
+      load_codes<UInt8>(static_cast<const uint8_t*>(memory), scales, n, to);
     } else {
       const auto* values = static_cast<const bfloat16*>(memory);
 #pragma GCC ivdep
@@ -63,23 +97,26 @@ struct Numbers {
     }
   }
 
-  void store(const float* values, int64_t n, uint32_t key) const {
-    const auto noise = [&](int64_t j) { return noise_at(static_cast<uint32_t>(place + j), key); };
+  // Leaves the values that can be read again: what follows goes by these.
+  void store(float* values, int64_t n, uint32_t key) const {
+    const uint32_t first = static_cast<uint32_t>(place) + key;
     auto* halves = static_cast<bfloat16*>(memory);
     if (format == Format::kInt8) {
-      store_codes(values, n, static_cast<int8_t*>(memory), scales,
-                  [](float value, float scale, int64_t) { return int8_code(value, scale); });
+      store_codes<Int8>(values, n, first, static_cast<int8_t*>(memory), scales);
     } else if (format == Format::kUInt8) {
-      store_codes(values, n, static_cast<uint8_t*>(memory), scales,
-                  [&](float value, float scale, int64_t j) {
-                    return uint8_code(value, scale, noise(j));
-                  });
+      store_codes<UInt8>(values, n, first, static_cast<uint8_t*>(memory), scales);
     } else if (format == Format::kNoisyBFloat16) {
 #pragma GCC ivdep
-      for (int64_t j = 0; j < n; ++j) halves[j] = noisy_bfloat16(values[j], noise(j));
+      for (int64_t j = 0; j < n; ++j) {
+        halves[j] = noisy_bfloat16(values[j], noise_at(static_cast<uint32_t>(j), first));
+        values[j] = to_real(halves[j]);
+      }
     } else {
 #pragma GCC ivdep
-      for (int64_t j = 0; j < n; ++j) halves[j] = Round<bfloat16>::from(values[j]);
+      for (int64_t j = 0; j < n; ++j) {
+        halves[j] = Round<bfloat16>::from(values[j]);
+        values[j] = to_real(halves[j]);
+      }
     }
   }
 };
@@ -142,13 +179,36 @@ class Piece {
 #pragma GCC ivdep
       for (int64_t j = 0; j < n_; ++j) {
         const Parts parts = split(param_memory_[j]);
-        halves[j] = parts.high;
+        halves[j].bits = parts.high.bits;  // no struct: compilers vectorise that not
         rest[j] = parts.rest;
       }
     } else if (task_.param_dtype == DType::kBFloat16) {
       narrow(param_memory_, n_, halves);
     } else {
       narrow(param_memory_, n_, reinterpret_cast<float16*>(halves));
+    }
+  }
+
+  // Asks for what the next piece of as many elements will read.
+  void prefetch_next(bool has_grad) const {
+    const int64_t element = begin_ + size;
+    const auto prefetch = [&](uintptr_t first, int64_t at, int64_t num_bytes) {
+      constexpr int64_t kLine = 64;
+      const auto* bytes = reinterpret_cast<const char*>(first) + at * num_bytes;
+      for (int64_t byte = 0; byte < size * num_bytes; byte += kLine) {
+        __builtin_prefetch(bytes + byte, 0, 2);
+      }
+    };
+    const auto flat = [&](const void* first, int64_t num_bytes) {
+      prefetch(reinterpret_cast<uintptr_t>(first), task_.offset + element, num_bytes);
+    };
+    const int64_t param_size = is_param_whole() ? 4 : 2;
+    prefetch(task_.param, element, param_size);
+    if (has_grad) prefetch(task_.grad, element, task_.has_real_grad ? 4 : param_size);
+    if (task_.weight != 0) prefetch(task_.weight, element, 4);
+    if (task_.rest != nullptr) flat(task_.rest, 2);
+    for (int k = 0; k < num_tensors(); ++k) {
+      flat(task_.state[k], format(k) == Format::kWhole ? 4 : has_scales(format(k)) ? 1 : 2);
     }
   }
 
@@ -170,13 +230,10 @@ class Piece {
     }
   }
 
-  // Rounds the state as it is stored: what follows goes by what can be read again.
   void store_state() {
     const uint32_t key = task_.is_noisy ? key_of(task_.row[task_.step_width - 1]) : 0;
     for (int k = 0; k < num_tensors(); ++k) {
-      if (format(k) == Format::kWhole) continue;
-      stored(k).store(numbers_[k], n_, key);
-      stored(k).load(n_, numbers_[k]);
+      if (format(k) != Format::kWhole) stored(k).store(numbers_[k], n_, key);
     }
   }
 
@@ -213,6 +270,7 @@ void run_stored(const Task& task, const RunTable& whole, Operation operation, So
   for (; begin < end; begin += kPiece) {
     const int64_t n = end - begin < kPiece ? end - begin : kPiece;
     Piece<kPiece> piece(task, begin, n);
+    piece.prefetch_next(is_step(operation));
     if (source != Source::kBackup || task.terms != nullptr) piece.load_param();
     if (operation != Operation::kRestore || source == Source::kPrediction) piece.load_state();
     if (is_step(operation)) {
