@@ -153,6 +153,7 @@ def load_mid_training(optimizer: WPAdamW, step: int, seed: int = 0) -> None:
     for group in groups:
         del group["weights_are"]
         group.pop("backup", None)  # with copies there is none
+        group.pop("master", None)
     names = optimizer._rule(groups[0]).state_names
     state = {
         i: mid_training_state(param, step, generator, names)

@@ -74,6 +74,26 @@ inline void check_memory(const Argument& argument, const Memory& found) {
 void check_state(const RuleInfo& rule, bool has_averages, const Addresses& state,
                  const std::vector<Format>& formats, int64_t numel, size_t real_size);
 
+// How a bucket is stored where not everything is of the mathematics' dtype: the code of each format,
+// the address of each one's scales (of `numel` elements), and that of the rest of the weights.
+struct Storage {
+  const std::vector<int>& formats;
+  const Addresses& scales;
+  uintptr_t rest;
+};
+void check_storage(const Storage& storage, DType param_dtype, size_t num_tensors, int64_t numel,
+                   bool is_noisy);
+
+template <typename bucket_t>
+void store(bucket_t& bucket, const Storage& storage, int64_t numel, bool is_noisy) {
+  check_storage(storage, bucket.param_dtype, bucket.state.size(), numel, is_noisy);
+  for (const int format : storage.formats) bucket.formats.push_back(static_cast<Format>(format));
+  for (const uintptr_t scales : storage.scales) {
+    bucket.scales.push_back(reinterpret_cast<float*>(scales));
+  }
+  bucket.rest = reinterpret_cast<int16_t*>(storage.rest);
+}
+
 // True weights apart from the parameters: what is narrower than its state needs them, and rules that
 // cannot recover them do.
 void check_sources(const RuleInfo& rule, DType param_dtype, bool has_weights, bool has_elements);

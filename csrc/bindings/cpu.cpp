@@ -22,37 +22,6 @@ using Sizes = std::vector<int64_t>;
 // More threads than any machine has; creating many more ends the process.
 constexpr int kMaxThreads = 4096;
 
-// How a bucket is stored where not everything is of the mathematics' dtype: the code of each format,
-// the address of each one's scales, and that of the rest of the weights.
-struct Storage {
-  const std::vector<int>& formats;
-  const Addresses& scales;
-  uintptr_t rest;
-};
-
-void store(BoundBucket& bucket, const Storage& storage, int64_t past) {
-  if (storage.formats.empty() && storage.rest == 0) return;
-  const size_t n = bucket.state.size();
-  check_size("formats", storage.formats.size(), n);
-  check_size("scales", storage.scales.size(), n);
-  if (bucket.param_dtype == DType::kFloat64) refuse("param_dtype", "be narrower", "float64");
-  if (n > cpu::kMaxStates) refuse("formats", "be of fewer tensors", std::to_string(n));
-  const int64_t num_scales = (past + kFormatBlock - 1) / kFormatBlock;
-  for (size_t k = 0; k < n; ++k) {
-    check_range({"formats", k}, storage.formats[k], 0, kNumFormats - 1);
-    const auto format = static_cast<Format>(storage.formats[k]);
-    if (is_noisy(format) && !bucket.is_noisy) refuse({"formats", k}, "need no noise", "noisy");
-    const int64_t num_bytes = has_scales(format) ? num_scales * int64_t{sizeof(float)} : 0;
-    check_memory({"scales", k}, {storage.scales[k], num_bytes, alignof(float)});
-    bucket.formats.push_back(format);
-    bucket.scales.push_back(reinterpret_cast<float*>(storage.scales[k]));
-  }
-  if (storage.rest == 0) return;
-  if (bucket.param_dtype != DType::kBFloat16) refuse("param_dtype", "be bfloat16", "another");
-  check_memory("rest", {storage.rest, past * int64_t{sizeof(int16_t)}, alignof(int16_t)});
-  bucket.rest = reinterpret_cast<int16_t*>(storage.rest);
-}
-
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& params,
                         const Sizes& offsets, const Sizes& numels, const Addresses& weights,
                         const Addresses& state, int num_looks, bool has_averages, bool is_noisy,
@@ -69,9 +38,14 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addres
   bucket.has_averages = has_averages;
   bucket.is_noisy = is_noisy;
   for (const uintptr_t address : state) bucket.state.push_back(reinterpret_cast<void*>(address));
-  store(bucket, {formats, scales, rest}, past);
+  store(bucket, {formats, scales, rest}, past, is_noisy);
+  if (bucket.is_small()) {
+    check_range("the number of states", static_cast<int64_t>(state.size()), 0, cpu::kMaxStates);
+  }
   check_state(bucket.rule(), has_averages, state, bucket.formats, past, real_size);
-  if (rest == 0) check_sources(bucket.rule(), param_dtype, bucket.has_weights, past > 0);
+  // With a rest they are float32.
+  const DType held = rest == 0 ? param_dtype : DType::kFloat32;
+  check_sources(bucket.rule(), held, bucket.has_weights, past > 0);
   if (bucket.has_weights) check_weights(weights, numels, real_size);
   bucket.spans.resize(params.size());
   for (size_t i = 0; i < params.size(); ++i) {

@@ -40,13 +40,14 @@ struct BoundBucket : cuda::Bucket {
   int64_t advanced = 0;
 
   const RuleInfo& rule() const { return rules()[rule_id]; }
-  int64_t row_width() const { return rule().row_width(num_looks, has_averages); }
+  int64_t row_width() const { return rule().row_width(num_looks, num_further()); }
   const cuda::Kernels& kernels() const { return *cuda::kKernels[rule_id]; }
 };
 
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t chunks,
                         int64_t num_chunks, int64_t num_tensors, uintptr_t grads, bool has_weights,
-                        const Addresses& state, int num_looks, bool has_averages) {
+                        const Addresses& state, int num_looks, bool has_averages, bool is_noisy,
+                        const std::vector<int>& formats, const Addresses& scales, uintptr_t rest) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
   check_range("num_looks", num_looks, 1, kMaxLooks);
@@ -58,7 +59,10 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t ch
   // How large they are stands in device memory: at least one access.
   check_state(bucket.rule(), has_averages, state, {}, has_elements, cuda::kAccessBytes);
   bucket.has_averages = has_averages;
-  check_sources(bucket.rule(), param_dtype, has_weights, has_elements);
+  bucket.is_noisy = is_noisy;
+  // With a rest they are float32.
+  const DType held = rest == 0 ? param_dtype : DType::kFloat32;
+  check_sources(bucket.rule(), held, has_weights, has_elements);
   bucket.param_dtype = param_dtype;
   bucket.chunks = array<const cuda::Chunk>("chunks", chunks, num_chunks);
   bucket.num_chunks = num_chunks;
@@ -66,6 +70,7 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t ch
   bucket.grads = array<const uintptr_t>("grads", grads, has_elements ? num_tensors : 0);
   bucket.has_weights = has_weights;
   for (const uintptr_t address : state) bucket.state.push_back(pointer<void>(address));
+  store(bucket, {formats, scales, rest}, has_elements, is_noisy);
   return bucket;
 }
 
@@ -174,6 +179,7 @@ void advance(const py::object& self, int64_t num_tensors, uintptr_t steps, uintp
   ledger.steps = array<float>("steps", steps, num_tensors);
   ledger.num_looks = bucket.num_looks;
   ledger.has_averages = bucket.has_averages;
+  ledger.is_noisy = bucket.is_noisy;
   ledger.predictions = array<double>("predictions", predictions,
                                      num_tensors * rule.record_width(bucket.num_looks));
   ledger.hyper = array<const double>("hyper", hyper, num_tensors > 0 ? num_hyper : 0);
@@ -197,7 +203,9 @@ void bind_cuda(py::module_& m) {
   bucket
       .def(py::init(&make_bucket), py::arg("rule"), py::arg("param_dtype"), py::arg("chunks"),
            py::arg("num_chunks"), py::arg("num_tensors"), py::arg("grads"), py::arg("has_weights"),
-           py::arg("state"), py::arg("num_looks") = 1, py::arg("has_averages") = false)
+           py::arg("state"), py::arg("num_looks") = 1, py::arg("has_averages") = false,
+           py::arg("is_noisy") = false, py::arg("formats") = std::vector<int>(),
+           py::arg("scales") = Addresses(), py::arg("rest") = 0)
       .def("run_row", &run_row, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("num_rows"), py::arg("grad_factor"), py::arg("grad_factor_address"),
            py::arg("found_inf"), py::arg("stream"), py::arg("partial") = 0,

@@ -24,12 +24,13 @@ struct Entry {
   const Ledger& ledger;
   int64_t i;
 
+  __device__ int num_further() const { return ledger.has_averages + ledger.is_noisy; }
   __device__ int looks_width() const { return ledger.num_looks * kNumLook<Rule>; }
   __device__ double* row(int64_t position) const {
-    return ledger.scalars + position * (kNumStep<Rule> + ledger.has_averages + looks_width());
+    return ledger.scalars + position * (kNumStep<Rule> + num_further() + looks_width());
   }
   __device__ double* looks(int64_t position) const {
-    return row(position) + kNumStep<Rule> + ledger.has_averages;
+    return row(position) + kNumStep<Rule> + num_further();
   }
   __device__ double* record() const { return ledger.predictions + i * (1 + looks_width()); }
   __device__ int64_t count() const { return static_cast<int64_t>(ledger.steps[i]); }
@@ -86,6 +87,7 @@ struct Entry {
     const double* sums = ledger.sums + i;
     write(row(i), scalars(next, 0, sums, stride).step);
     if (ledger.has_averages) row(i)[kNumStep<Rule>] = average_share(next);
+    if (ledger.is_noisy) row(i)[kNumStep<Rule> + ledger.has_averages] = static_cast<double>(next);
     write_looks(looks(i), next, sums, stride);
     const bool is_void = ledger.found_inf != nullptr && *ledger.found_inf != 0.0f;
     if (!ledger.has_grad[i] || is_void) return;

@@ -21,6 +21,7 @@ struct Arguments {
   Values<real_t*, Rule::kNumStates> state;
   real_t* averages = nullptr;  // or null
   real_t average_share{};
+  double count = 0.0;
   const double* scalars;
   const int32_t* index;
   RowOf<Rule, real_t> row{};
@@ -29,7 +30,7 @@ struct Arguments {
   real_t grad_factor;
   const double* grad_factor_address;
   const float* found_inf;
-  int num_looks;
+  int num_looks, num_further;
   bool predicts;
 
   Arguments(const Bucket& bucket, const Call& call)
@@ -43,15 +44,19 @@ struct Arguments {
         grad_factor_address(call.grad_factor_address),
         found_inf(call.found_inf),
         num_looks(bucket.num_looks),
+        num_further(bucket.num_further()),
         predicts(wpadamw::predicts(call.operation)) {
-    if (call.rows.row != nullptr) row = round_row<Rule, real_t>(call.rows.row, bucket.has_averages);
+    if (call.rows.row != nullptr) row = round_row<Rule, real_t>(call.rows.row, num_further);
     if (call.rows.held != nullptr) {
-      held = round_nth_look<Rule, real_t>(looks_of<Rule>(call.rows.held, bucket.has_averages), 0);
+      held = round_nth_look<Rule, real_t>(looks_of<Rule>(call.rows.held, num_further), 0);
     }
     const auto flat = [&](int k) {
       return static_cast<real_t*>(bucket.state[static_cast<size_t>(k)]);
     };
     for (int k = 0; k < Rule::kNumStates; ++k) state.at[k] = flat(k);
+    if (bucket.is_noisy && call.rows.row != nullptr) {
+      count = call.rows.row[kNumStep<Rule> + num_further - 1];
+    }
     if (!bucket.has_averages) return;
     averages = flat(Rule::kNumStates);
     if (call.rows.row != nullptr) {
@@ -68,12 +73,16 @@ struct Arguments {
   }
   __device__ RowOf<Rule, real_t> row_of(int32_t tensor) const {
     if (index == nullptr) return row;
-    return round_row<Rule, real_t>(at(index[tensor] < 0 ? 0 : index[tensor]), has_averages());
+    return round_row<Rule, real_t>(at(index[tensor] < 0 ? 0 : index[tensor]), num_further);
   }
   __device__ bool has_averages() const { return averages != nullptr; }
   __device__ real_t average_share_of(int32_t tensor) const {
     if (index == nullptr) return average_share;
     return static_cast<real_t>(at(index[tensor])[kNumStep<Rule>]);
+  }
+  // Of the update, where rows have it.
+  __device__ double count_of(int32_t tensor) const {
+    return index == nullptr ? count : at(index[tensor])[kNumStep<Rule> + num_further - 1];
   }
   __device__ Look held_of(int32_t tensor) const {
     return index == nullptr ? held : held_look(tensor, 0);
@@ -84,14 +93,14 @@ struct Arguments {
   // Rows of several looks lie in device memory.
   __device__ Look look(int32_t tensor, int n) const {
     const double* row = at(index[tensor] < 0 ? 0 : index[tensor]);
-    return round_nth_look<Rule, real_t>(looks_of<Rule>(row, has_averages()), n);
+    return round_nth_look<Rule, real_t>(looks_of<Rule>(row, num_further), n);
   }
   __device__ Look held_look(int32_t tensor, int n) const {
     const double* row = at(index[num_tensors + tensor]);
-    return round_nth_look<Rule, real_t>(looks_of<Rule>(row, has_averages()), n);
+    return round_nth_look<Rule, real_t>(looks_of<Rule>(row, num_further), n);
   }
   __device__ const double* at(int32_t i) const {
-    return scalars + int64_t{i} * (kNumStep<Rule> + has_averages() + num_looks * kNumLook<Rule>);
+    return scalars + int64_t{i} * (kNumStep<Rule> + num_further + num_looks * kNumLook<Rule>);
   }
 };
 

@@ -50,10 +50,10 @@ int position_of(const Bucket& bucket, const Call& call) {
   return wpadamw::position_of(bucket.param_dtype, call.grad_dtype);
 }
 
-void sum_by(const SumTable& table, const Bucket& bucket, const Call& call, int num_terms,
-            double* partial, double* sums) {
+void sum_by(Sum of_chunks, const Bucket& bucket, const Call& call, int num_terms, double* partial,
+            double* sums) {
   if (bucket.num_tensors == 0) return;
-  if (bucket.num_chunks > 0) table.at[bucket.has_weights](bucket, call, partial);
+  if (bucket.num_chunks > 0) of_chunks(bucket, call, partial);
   const int64_t num_blocks = (bucket.num_tensors + kThreadsPerBlock - 1) / kThreadsPerBlock;
   const cudaLaunchConfig_t config = launch_config(num_blocks, kThreadsPerBlock, call.stream);
   check(cudaLaunchKernelEx(&config, add_chunks, bucket.chunks, bucket.num_chunks, bucket.grads,
@@ -62,10 +62,16 @@ void sum_by(const SumTable& table, const Bucket& bucket, const Call& call, int n
         "launch of add_chunks");
 }
 
+Sum stored_run(const StoredTable& table, Operation operation) {
+  if (is_step(operation)) return table.step;
+  return operation == Operation::kPredict ? table.predict : table.restore;
+}
+
 }  // namespace
 
 void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
   if (bucket.num_chunks == 0) return;
+  if (bucket.is_small()) return stored_run(kernels.stored, call.operation)(bucket, call, nullptr);
   const RunTable& table = kernels.run[position_of(bucket, call)];
   table.at[static_cast<int>(call.operation)][bucket.has_weights](bucket, call);
 }
@@ -73,13 +79,15 @@ void run(const Bucket& bucket, const Call& call, const Kernels& kernels) {
 void sum(const Bucket& bucket, const Call& call, const Kernels& kernels, int num_terms,
          double* partial, double* sums) {
   const SumTable& table = kernels.sum[position_of(bucket, call)];
-  sum_by(table, bucket, call, num_terms, partial, sums);
+  const Sum of_chunks = bucket.is_small() ? kernels.stored.sum : table.at[bucket.has_weights];
+  sum_by(of_chunks, bucket, call, num_terms, partial, sums);
 }
 
 void track(const Bucket& bucket, const Call& call, const Kernels& kernels, double* partial,
            double* sums) {
   const SumTable& table = kernels.track[position_of(bucket, call)];
-  sum_by(table, bucket, call, kNumTracked, partial, sums);
+  const Sum of_chunks = bucket.is_small() ? kernels.stored.step : table.at[bucket.has_weights];
+  sum_by(of_chunks, bucket, call, kNumTracked, partial, sums);
 }
 
 void total(const double* numbers, int64_t count, double* total, void* stream) {

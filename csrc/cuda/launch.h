@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../combinations.h"
+#include "../formats.h"
 
 namespace wpadamw::cuda {
 
@@ -37,8 +38,16 @@ struct Bucket {
   const uintptr_t* grads = nullptr;  // per tensor; 0: no gradient, steps leave it alone
   bool has_weights = false;          // true weights, apart from what parameters hold
   bool has_averages = false;         // of true weights
+  bool is_noisy = false;             // rows have the count of an update
   std::vector<void*> state;          // flat, one of each kind; the averages come last
   int num_looks = 1;                 // of a row of scalars
+  // What is stored in small formats, see csrc/bucket.h.
+  std::vector<Format> formats;
+  std::vector<float*> scales;
+  int16_t* rest = nullptr;
+
+  int num_further() const { return has_averages + is_noisy; }
+  bool is_small() const { return !formats.empty(); }
 };
 
 // The scalars of a call: at most two rows of the host, of one look each, or any number of them in
@@ -66,6 +75,7 @@ struct Ledger {
   float* steps = nullptr;
   double* predictions = nullptr;  // records: a kind, then the numbers of each Look
   bool has_averages = false;
+  bool is_noisy = false;
   const double* hyper = nullptr;  // of the rule, then the averages' own
   const double* shares = nullptr;  // how far a prediction goes by each look
   int num_looks = 1;
@@ -90,10 +100,15 @@ struct RunTable {
 struct SumTable {
   Sum at[2];
 };
+// Over small formats; `partial` is null for steps that are not tracked.
+struct StoredTable {
+  Sum step = nullptr, predict = nullptr, restore = nullptr, sum = nullptr;
+};
 struct Kernels {
   RunTable run[Supported::kSize];
   SumTable sum[Supported::kSize];
   SumTable track[Supported::kSize];  // steps that sum what they are tracked by
+  StoredTable stored;
   Advance advance;
 };
 

@@ -14,6 +14,10 @@
 #define __launch_bounds__(...)
 #define __shared__ static thread_local  // blocks run one after the other
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };

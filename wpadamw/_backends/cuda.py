@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from wpadamw._backends.device_kernels import DeviceKernels
-from wpadamw._backends.extension import dtype_code, extension
+from wpadamw._backends.extension import dtype_code, extension, storage
 from wpadamw._backends.interface import BucketTensors, LedgerTensors, Operation, Rows
 from wpadamw.compat import current_stream
+from wpadamw.rules.stored import is_noisy
 
 NAME = "cuda"
 
@@ -48,6 +49,8 @@ class Kernels(DeviceKernels):
             state=[flat.data_ptr() for flat in bucket.state_flat],
             num_looks=bucket.num_looks,
             has_averages=bucket.has_averages,
+            is_noisy=is_noisy(bucket.rule),
+            **storage(bucket),
         )
 
     def completed(self) -> int:
