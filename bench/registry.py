@@ -1,12 +1,12 @@
 """Every optimizer that takes part anywhere: a line each. Imports what it names when that is built.
 
 The parts are ``fp32`` and ``bf16`` (tables of times and memory), ``extras`` (times of steps that do
-more than AdamW's), the same with `` cuda`` (only on a
+more than AdamW's), ``small`` (those of small formats), the same with `` cuda`` (only on a
 GPU), ``peers`` (times beside other packages) and ``train`` (the command). Those of the study are
-``core`` (AdamW, its predictions, its rivals), ``steps`` (rules for the number of steps to predict)
-and ``families`` (the other update rules); its contest of pipelines has a part of its own,
-``pipeline`` (ways to train one with WPAdamW). A table has the order of the lines; the first one of
-a part is what the others are compared with.
+``core`` (AdamW, its predictions, its rivals), ``steps`` (rules for the number of steps to predict),
+``families`` (the other update rules) and ``formats`` (of moments); its contest of pipelines has a
+part of its own, ``pipeline`` (ways to train one with WPAdamW). A table has the order of the lines;
+the first one of a part is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ OURS_WITHOUT_BACKUP = "WPAdamW(backup=False)"
 AVERAGING = "WPAdamW(ema=1e-3)"
 TRACKED = "WPAdamW(track_prediction=True)"
 ROLLOUT = 'WPAdamW(prediction="rollout")'
+BFLOAT16_MOMENTS = 'WPAdamW(moments="bfloat16")'
+INT8_MOMENTS = 'WPAdamW(moments="int8")'
+SPLIT = 'WPAdamW(master="split")'
+SPLIT_BFLOAT16 = 'WPAdamW(master="split", moments="bfloat16")'
+SPLIT_INT8 = 'WPAdamW(master="split", moments="int8")'
 TRITON = 'WPAdamW(backend="triton")'
 FUSED_CAST = "AdamW(fused=True), and one cast"
 FUSED_CASTS = "AdamW(fused=True), and two casts"
@@ -40,6 +45,7 @@ SCALED = "WPAdamW(amp=True)"
 REPLAYED = "WPAdamW(capturable=True), a CUDA graph"
 DEEPSPEED = "DeepSpeedCPUAdam"
 HEAVYBALL = "AdamW (heavyball)"
+BITSANDBYTES = "AdamW8bit (bitsandbytes)"
 TORCHAO = "AdamW8bit (torchao)"
 COPY = "device copy"
 IN_PLACE = "in-place multiply"
@@ -75,6 +81,7 @@ class Entrant(NamedTuple):
         rule: in the study, what sets ``prediction_steps`` while it trains: a name of
             `wpadamw.bench.study.lookahead`.
         is_averaged: whether the study also evaluates a moving average of its weights.
+        lr_of: in the study, whose best learning rate it has; it is trained at no other.
         lr_scale: of the study's learning rates, beside AdamW's.
         decay_scale: of the study's weight decay, beside AdamW's.
         why_not: why it does not take part here.
@@ -84,13 +91,14 @@ class Entrant(NamedTuple):
     factory: str
     options: Mapping[str, Any]
     parts: tuple[str, ...]
-    bytes_per_parameter: int | None = None
+    bytes_per_parameter: float | None = None
     held_bytes: int = 20
     temporary_bytes: int = 0
     package: str | None = None
     is_scheduled: bool = True
     rule: str | None = None
     is_averaged: bool = False
+    lr_of: str | None = None
     lr_scale: float = 1.0
     decay_scale: float = 1.0
     why_not: str | None = None
@@ -120,6 +128,7 @@ def _adam(**options: Any) -> dict[str, Any]:
 
 
 _TORCH, _WP, _PIPELINE = "torch.optim:AdamW", "wpadamw:WPAdamW", ".study.pipeline:Pipeline"
+_HALVED = ".steppers:Halved"
 _SGD: dict[str, Any] = {"momentum": 0.9}
 _BELIEF = _adam(eps=1e-16)
 # What differs from the original's defaults: the decay is that of the matrices alone.
@@ -132,8 +141,8 @@ _S = "prediction_steps"
 
 # fmt: off
 ENTRANTS = (
-    Entrant(FUSED, _TORCH, _adam(fused=True), (*_RACE, "extras", "train"), STEP_BYTES),
-    Entrant(OURS, _WP, _adam(), (*_RACE, "extras", "train"), STEP_BYTES + 4),
+    Entrant(FUSED, _TORCH, _adam(fused=True), (*_RACE, "extras", "small", "train"), STEP_BYTES),
+    Entrant(OURS, _WP, _adam(), (*_RACE, "extras", "small", "train"), STEP_BYTES + 4),
     Entrant(OURS_WITHOUT_BACKUP, _WP, _adam(backup=False), _RACE, STEP_BYTES),
     Entrant(ROLLOUT, _WP, _adam(prediction="rollout"), ("fp32",), STEP_BYTES + 4),
     Entrant(PLAIN, ".steppers:PlainPrediction", _adam(), _RACE, 92, temporary_bytes=12),
@@ -156,6 +165,13 @@ ENTRANTS = (
             STEP_BYTES + 20, held_bytes=24),
     # By its sizes it has the learning rates of AdamW.
     Entrant("WPMuon", "wpadamw:WPMuon", _MUON, ("train",)),
+    # Small formats: of moments, and of weights in two halves. A scale is read and written for every
+    # 64 codes.
+    Entrant(BFLOAT16_MOMENTS, _WP, _adam(moments="bfloat16"), ("small",), STEP_BYTES - 4, 16),
+    Entrant(INT8_MOMENTS, _WP, _adam(moments="int8"), ("small", *_PEER), STEP_BYTES - 7.75, 15),
+    Entrant(SPLIT, _HALVED, _adam(), ("small",), 26, 20),
+    Entrant(SPLIT_BFLOAT16, _HALVED, _adam(moments="bfloat16"), ("small",), 18, 16),
+    Entrant(SPLIT_INT8, _HALVED, _adam(moments="int8"), ("small", *_PEER), 14.25, 15),
     # On a GPU.
     Entrant(TRITON, _WP, _adam(backend="triton"), ("fp32 cuda",), STEP_BYTES + 4),
     Entrant(TRITON_WITHOUT_BACKUP, _WP, _adam(backend="triton", backup=False), ("fp32 cuda",),
@@ -195,6 +211,11 @@ ENTRANTS = (
         )
         for s in (0.0, 1.0)
     ),
+    *(
+        Entrant(f"s = 1, {moments} moments", _WP, _adam(**{_S: 1.0, "moments": moments}),
+                ("formats",), lr_of="WPAdamW, s = 1")
+        for moments in ("bfloat16", "int8")
+    ),
     Entrant("AdaBelief (pytorch_optimizer)", "pytorch_optimizer:AdaBelief", _BELIEF, _PEER,
             temporary_bytes=16, package="pytorch_optimizer"),
     *(
@@ -221,7 +242,7 @@ ENTRANTS = (
             ("AdamW (optimi)", "optimi:AdamW", {}, None, "torch-optimi"),
             ("StableAdamW (pytorch_optimizer)", "pytorch_optimizer:StableAdamW", {}, None,
              "pytorch_optimizer"),  # its AdamW is torch's
-            ("AdamW8bit (bitsandbytes)", "bitsandbytes.optim:AdamW8bit", {}, None, "bitsandbytes"),
+            (BITSANDBYTES, "bitsandbytes.optim:AdamW8bit", {}, None, "bitsandbytes"),
             ("FlashAdamW", "flashoptim:FlashAdamW", {"master_weight_bits": None}, None,
              "flashoptim"),
             (TORCHAO, "torchao.optim:AdamW8bit", {}, None, "torchao"),
@@ -232,7 +253,7 @@ ENTRANTS = (
     ),
 )
 # fmt: on
-STUDIED = ("core", "steps", "families")
+STUDIED = ("core", "steps", "families", "formats")
 PIPELINED = ("pipeline",)
 
 

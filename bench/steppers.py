@@ -117,6 +117,20 @@ class Copying:
         self.step = optimizer.step
 
 
+class Halved:
+    """A step over bfloat16 parameters, with what float32 weights have beyond that in the state.
+
+    Bytes: 8 for both halves, 2 for the gradient, and the moments.
+    """
+
+    def __init__(self, params: list[Parameter], **options: Any) -> None:
+        self.params = [Parameter(param.detach().bfloat16()) for param in params]
+        for own, param in zip(self.params, params, strict=True):
+            own.grad = _gradient(param).bfloat16()
+        optimizer = WPAdamW(self.params, master="split", backup=False, **options)
+        self.state, self.step = optimizer.state, optimizer.step
+
+
 class Compiled:
     """A step of torch's AdamW as Inductor compiles it."""
 

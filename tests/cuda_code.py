@@ -56,6 +56,9 @@ _TRACKED = re.compile(
     r"track_kernel<wpadamw::(?P<rule>\w+)::Rule, (?P<param>[\w:]+), (?P<grad>[\w:]+), "
     r"(?P<has_backup>true|false)>"
 )
+_STORED = re.compile(
+    r"stored_kernel<wpadamw::(?P<rule>\w+)::Rule, \(wpadamw::Operation\)(?P<operation>\d)>"
+)
 _ACCESS = re.compile(r"\b((?:LD|ST|LDG|STG|LDL|STL|LDS|STS)\.[.\w]*|LDL|STL|LDS|STS)\b")
 
 
@@ -141,6 +144,15 @@ def bucket_kernels(code: dict[str, str]) -> list[BucketKernel]:
         for name, its_code in code.items()
         if (match := _SIGNATURE.search(name))
     ]
+
+
+def stored_steps(code: dict[str, str]) -> dict[str, Counter[str]]:
+    """What steps over small formats access, by rule."""
+    return {
+        match["rule"]: Counter(_ACCESS.findall(its_code))
+        for name, its_code in code.items()
+        if (match := _STORED.search(name)) and "step" in OPERATIONS[int(match["operation"])]
+    }
 
 
 def tracked_kernels(code: dict[str, str]) -> list[BucketKernel]:

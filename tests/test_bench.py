@@ -22,7 +22,7 @@ from wpadamw.cli import main
 
 CPU = torch.device("cpu")
 TABLES = (
-    *("large_fp32", "large_bf16", "large_cast", "large_extras", "huge_fp32"),
+    *("large_fp32", "large_bf16", "large_cast", "large_extras", "large_small", "huge_fp32"),
     *("small_fp32", "small_fp32_rotated"),
     *("model_fp32", "model_bf16", "vit_fp32", "llama_bf16", "peers_fp32", "peers_many"),
     *("many_new", "many_kept", "many_parts", "host", "memory"),

@@ -105,7 +105,9 @@ def test_rules_that_sum(moments, scope, generator):
 
 
 @pytest.mark.parametrize("moments", FORMATS)
-@pytest.mark.parametrize("options", [{"prediction": "rollout", "prediction_steps": 2.5}, {"ema": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{"prediction": "rollout", "prediction_steps": 2.5}, {"ema": 0.3}]
+)
 def test_rows_of_other_widths(moments, options, generator):
     for dtype, place in (PLACES["float32-no-backup"], PLACES["split"], PLACES["bfloat16"]):
         pair = twins(dtype, moments=moments, **place, **options)
@@ -151,3 +153,7 @@ def test_the_host_does_not_know_the_counts(generator, monkeypatch):
             **SPLIT,
         )
         pair.run_everything(generator, torch.bfloat16)
+        plans = [
+            optimizer._plans.of(optimizer.param_groups[0]) for optimizer in pair.by_backend.values()
+        ]
+        assert all(bucket.counts_on_device for plan in plans for bucket in plan.buckets)

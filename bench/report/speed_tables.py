@@ -17,6 +17,8 @@ from ..registry import (
     OURS,
     OURS_WITHOUT_BACKUP,
     PLAIN,
+    SPLIT_BFLOAT16,
+    SPLIT_INT8,
 )
 from .markup import NOT_MEASURED, Results, caption, machine, markdown, number, titled
 
@@ -70,6 +72,10 @@ FIGURES = [
            "large_cast", COPYING, FUSED_CAST, "≤ 0.95", "≤ 0.95"),
     Figure("the same, over fused AdamW and two casts",
            "large_cast", COPYING, FUSED_CASTS, "-", "-"),
+    Figure("64M weights in two halves, bfloat16 moments, over fused AdamW on float32",
+           "large_small", SPLIT_BFLOAT16, FUSED, "≤ 0.75", "≤ 0.75"),
+    Figure("the same with int8 moments",
+           "large_small", SPLIT_INT8, FUSED, "≤ 0.75", "≤ 0.6"),
     Figure("speed over that of a device copy, 64M float32",
            "large_fp32", OURS, None, "≥ 0.9", "≥ 0.92"),
     Figure("1,000 tensors of 1,000 elements, over fused AdamW",

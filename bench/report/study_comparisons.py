@@ -23,6 +23,7 @@ from .styles import short
 PEERS, AVERAGED = ("NAdamW", "AdamWScheduleFree"), ", averaged"
 PREDICTING = "WPAdamW, s = "
 USUAL = "WPAdamW, s = 1"
+MOMENTS = " moments"
 # How many tasks make a rule for s the winner.
 MIN_TASKS = 3
 # X, s = A: prediction by A steps with the optimizer X.
@@ -178,6 +179,16 @@ def families(all_results: Sequence[Results]) -> str:
     return f"{Comparisons(columns(all_results), pairs).table('final loss')}\n\n{AS_ABOVE}"
 
 
+def formats(all_results: Sequence[Results]) -> str:
+    """Small formats of the moments against float32, at its learning rate."""
+    names = [name for name in optimizers(all_results) if name.endswith(MOMENTS)]
+    if not names:
+        return "No small format was trained."
+    shown = [c for c in columns(all_results) if any(map(c.trials, names))]
+    found = Comparisons(shown, {name: (name, USUAL) for name in names})
+    return f"{found.table(f'final loss minus that of {USUAL}')}\n\n{AS_ABOVE}"
+
+
 def rules(all_results: Sequence[Results]) -> str:
     """Rules for s, and other constants, against s = 1; which of them wins."""
     names = [name for name in optimizers(all_results) if is_rule(name)]
@@ -191,7 +202,8 @@ def rules(all_results: Sequence[Results]) -> str:
 def is_rule(name: str) -> bool:
     """Whether it is one of the ways to set s, other than to 1."""
     is_constant = re.fullmatch(f"{PREDICTING}[0-9.]+", name) is not None
-    return name.startswith("s = ") or (is_constant and name != USUAL)
+    is_rule = name.startswith("s = ") and not name.endswith(MOMENTS)
+    return is_rule or (is_constant and name != USUAL)
 
 
 def winner(found: Comparisons) -> str:

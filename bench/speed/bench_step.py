@@ -38,6 +38,12 @@ def bench_large_extras(race, scale, device):
     race("large_extras", title, entrants_on(device, "extras"), shape, scale.large_rounds)
 
 
+def bench_large_small(race, scale, device):
+    shape = Shape.equal(1, scale.large, torch.float32, device)
+    title = f"{shape.total:,} parameters in one tensor, and small formats"
+    race("large_small", title, entrants_on(device, "small"), shape, scale.large_rounds)
+
+
 def bench_huge_fp32(race, scale, device):
     if scale.huge is None:
         pytest.skip("for GPUs: a CPU's step is as fast per parameter as over the large tensor")

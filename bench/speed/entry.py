@@ -198,7 +198,7 @@ def enter(
 def optimizer(entrant: Entrant, shape: Shape, copies: int = 1, **options: bool) -> Contestant:
     """An optimizer that steps on copies of its inputs in turn."""
     per_parameter = entrant.bytes_per_parameter
-    moved = None if per_parameter is None else per_parameter * shape.total
+    moved = None if per_parameter is None else round(per_parameter * shape.total)
     inputs = Rotation(Trained(entrant, shape, **options) for _ in range(copies))
     return Contestant(inputs.run, moved, inputs.prepare)
 

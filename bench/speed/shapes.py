@@ -10,7 +10,8 @@ from torch.nn import Parameter
 
 Sizes = tuple[tuple[int, ...], ...]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of the parts of the registry
-PARTS = {**DTYPES, "cast": torch.float32}  # also with copies in bfloat16
+# Also with copies in bfloat16, and with small formats.
+PARTS = {**DTYPES, "cast": torch.float32, "small": torch.float32}
 
 
 class Shape(NamedTuple):

@@ -19,7 +19,7 @@ from ..report.study_results import FIRST_SEARCH_SEED
 from ..usage import UsageError
 from . import tasks
 from .contests import Contest
-from .search import Entry, best_of
+from .search import Entry, best_of, rates_of_others
 from .trainings import Training
 
 CURVES = ("evaluated_steps", "validation_losses", "norm_ratios", "foresight")
@@ -37,6 +37,7 @@ def gather(contest: Contest, folder: Path, is_quick: bool, left_out: dict[str, s
     kept = [file for file in read_all(folder) if is_current(contest, file["job"], is_quick)]
     tables = trials_by_entry(contest, kept)
     best = {entry: rate for entry, trials in tables.items() if (rate := best_rate(entry, trials))}
+    best |= rates_of_others(tables, best)
     there = {file["job"][key] for file in kept for key in ("task", "optimizer")}
     return {
         "quick": is_quick,

@@ -157,6 +157,7 @@ def chosen_entrants(contest: Contest, names: Iterable[str] | None) -> list[Entra
             f"{', '.join(parts)}, got {', '.join(unknown)}"
         )
     reference, *others = known.values()
+    chosen |= {e.lr_of for e in others if not chosen.isdisjoint((e.name, *e.parts)) if e.lr_of}
     return [reference, *(e for e in others if not chosen.isdisjoint((e.name, *e.parts)))]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -87,8 +87,9 @@ def search(entries: Sequence[Entry], train: Train, num_widenings: int = MAX_WIDE
     Returns:
         The place of each entry's best; not of one all of whose trainings failed.
     """
-    found: dict[Entry, dict[int, float]] = {entry: {} for entry in entries}
-    wanted = {entry: first_places(entry.task) for entry in entries}
+    own = [entry for entry in entries if entry.entrant.lr_of is None]
+    found: dict[Entry, dict[int, float]] = {entry: {} for entry in own}
+    wanted = {entry: first_places(entry.task) for entry in own}
     for _ in range(1 + num_widenings):
         pairs = [(entry, place) for entry, places in wanted.items() for place in places]
         done = train(wish(*pair, seed) for pair in pairs for seed in SEARCH_SEEDS)
@@ -96,8 +97,16 @@ def search(entries: Sequence[Entry], train: Train, num_widenings: int = MAX_WIDE
             losses = [entry.loss(done[wish(entry, place, seed)]) for seed in SEARCH_SEEDS]
             found[entry][place] = statistics.fmean(losses)
         wanted = {entry: next_places(losses) for entry, losses in found.items()}
-    best = {entry: best_of(losses) for entry, losses in found.items()}
-    return {entry: place for entry, place in best.items() if place is not None}
+    places = {entry: best_of(losses) for entry, losses in found.items()}
+    best = {entry: place for entry, place in places.items() if place is not None}
+    return best | rates_of_others(entries, best)
+
+
+def rates_of_others(entries: Iterable[Entry], best: Mapping[Entry, Rate]) -> dict[Entry, Rate]:
+    """The best ones of others, of entries that take these."""
+    by_name = {(entry.task.name, entry.name): rate for entry, rate in best.items()}
+    keys = {entry: (entry.task.name, entry.entrant.lr_of) for entry in entries}
+    return {entry: by_name[key] for entry, key in keys.items() if key in by_name}
 
 
 def first_places(task: Task) -> list[int]:
@@ -132,5 +141,5 @@ def evaluation(
         for seed in range(num_seeds)
         for entry, place in best.items()
         for beside in (0, -1, 1)
-        if beside == 0 or seed < num_neighbour_seeds
+        if beside == 0 or (seed < num_neighbour_seeds and entry.entrant.lr_of is None)
     ]
