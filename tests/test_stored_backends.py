@@ -115,6 +115,13 @@ def test_rows_of_other_widths(moments, options, generator):
 
 
 @pytest.mark.parametrize("moments", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_predictions_in_copies(dtype, moments, generator):
+    pair = twins(torch.float32, compute_dtype=dtype, moments=moments)
+    pair.run_everything(generator, torch.float32)
+
+
+@pytest.mark.parametrize("moments", FORMATS)
 def test_parameters_of_different_counts_and_without_gradients(moments, generator):
     pair = twins(torch.bfloat16, **SPLIT, moments=moments)
     for missing in (0, 5, 7, None):

@@ -29,19 +29,21 @@ SOURCES = sorted(
 )
 
 # What a directory or file may include, besides its own directory.
-NUMBERS = {"rule.h", "operation.h", "combinations.h", "float_types.h", "dtype.h", "host_device.h"}
+NUMBERS = {"rule.h", "operation.h", "combinations.h", "float_types.h", "formats.h", "dtype.h"}
+NUMBERS |= {"host_device.h"}
 MAY_INCLUDE = {
     "host_device.h": set(),
     "dtype.h": set(),
     "float_types.h": {"host_device.h"},
+    "formats.h": {"float_types.h"},
     "rule.h": {"host_device.h"},
     "rules": {"rule.h"},
     "operation.h": {"host_device.h", "rule.h"},
     "combinations.h": {"dtype.h", "float_types.h", "operation.h", "rule.h"},
-    "bucket.h": {"dtype.h", "operation.h"},
+    "bucket.h": {"dtype.h", "formats.h", "operation.h"},
     "cpu": NUMBERS | {"bucket.h"},
     "cuda": NUMBERS,
-    "bindings": {"bucket.h", "operation.h", "dtype.h", "rule.h", "cpu", "cuda"},
+    "bindings": {"bucket.h", "operation.h", "dtype.h", "formats.h", "rule.h", "cpu", "cuda"},
 }
 
 
