@@ -39,6 +39,7 @@ TRITON = 'WPAdamW(backend="triton")'
 FUSED_CAST = "AdamW(fused=True), and one cast"
 FUSED_CASTS = "AdamW(fused=True), and two casts"
 COPYING = "WPAdamW(compute_dtype=torch.bfloat16)"
+SMALL_COPYING = 'WPAdamW(compute_dtype=torch.bfloat16, moments="bfloat16")'
 TRITON_COPYING = 'WPAdamW(compute_dtype=torch.bfloat16, backend="triton")'
 TRITON_WITHOUT_BACKUP = 'WPAdamW(backup=False, backend="triton")'
 SCALED = "WPAdamW(amp=True)"
@@ -186,6 +187,7 @@ ENTRANTS = (
     Entrant(FUSED_CAST, ".steppers:Casting", _adam(), ("cast",), 34),
     Entrant(FUSED_CASTS, ".steppers:Casting", _adam(num_casts=2), ("cast",), 40),
     Entrant(COPYING, ".steppers:Copying", _adam(), ("cast",), 30),
+    Entrant(SMALL_COPYING, ".steppers:Copying", _adam(moments="bfloat16"), ("cast",), 22),
     Entrant(TRITON_COPYING, ".steppers:Copying", _adam(backend="triton"), ("cast cuda",), 30),
     # Trainings.
     Entrant("AdamW", _TORCH, _adam(fused=True), _CORE, is_averaged=True),
