@@ -31,6 +31,7 @@ struct Bucket {
   std::vector<Format> formats;  // of each; none: everything is of the mathematics' dtype
   std::vector<float*> scales;   // of each, flat; null where the format has none
   int16_t* rest = nullptr;      // flat: of float32 weights, what bfloat16 parameters lack
+  bool has_noisy_params = false;  // bfloat16, without a rest: a step rounds them with noise
   std::vector<Span> spans;
   int num_looks = 1;  // of a row of scalars
 

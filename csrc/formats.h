@@ -30,7 +30,10 @@ WPADAMW_HOST_DEVICE uint32_t mixed(uint32_t x) {
   x = (x ^ (x >> 15)) * 0x846ca68bu;
   return x ^ (x >> 16);
 }
-WPADAMW_HOST_DEVICE uint32_t key_of(double count) { return mixed(static_cast<uint32_t>(count)); }
+// Moments have stream 0, weights stream 1. float32 counts whole numbers up to 2^24.
+WPADAMW_HOST_DEVICE uint32_t key_of(double count, uint32_t stream) {
+  return mixed(static_cast<uint32_t>(count) + (stream << 25));
+}
 WPADAMW_HOST_DEVICE uint32_t noise_at(uint32_t place, uint32_t key) {
   return mixed(place + key) >> kBitsOfNoise;
 }

@@ -31,6 +31,7 @@ class Bucket:
         formats: Sequence[int] = (),
         scales: Sequence[int] = (),
         rest: int = 0,
+        has_noisy_params: bool = False,
     ) -> None: ...
     def set_grads(self, grads: Sequence[int]) -> None: ...
     def run(

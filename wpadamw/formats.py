@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from wpadamw import layout
 from wpadamw.rules.rule import sqrt
 
 # Neighbours in memory that share a scale; parameters begin at multiples of it in flat buffers.
@@ -20,6 +21,7 @@ BLOCK_NUMEL = 64
 _BITS_OF_NOISE = 16
 _HALF = 1 << (_BITS_OF_NOISE - 1)
 _WORD = 0xFFFFFFFF
+_BITS_OF_COUNT = 25  # float32 counts whole numbers up to 2^24
 # What roots are multiplied by is a little too large, so that the largest number has the largest
 # code whatever is rounded.
 _ABOVE = 1.0 + 2.0**-20
@@ -58,7 +60,7 @@ class Format(NamedTuple):
             return _encoded(self, values, noise)
         if self.dtype is None:
             return [values]
-        return [values.bfloat16() if noise is None else _noisy_bfloat16(values, noise)]
+        return [values.bfloat16() if noise is None else noisy_bfloat16(values, noise)]
 
 
 WHOLE = Format("whole")
@@ -138,7 +140,7 @@ def _decoded(form: Format, codes: Tensor, scales: Tensor) -> Tensor:
     return (_blocks(square) * scales[:, None]).view(-1)[: codes.numel()].view(codes.shape)
 
 
-def _noisy_bfloat16(values: Tensor, noise: Tensor) -> Tensor:
+def noisy_bfloat16(values: Tensor, noise: Tensor) -> Tensor:
     """Up where the bits that are cut off and the noise make a whole."""
     bits = (values.view(torch.int32) + noise.int()) & -(1 << _BITS_OF_NOISE)
     rounded = torch.where(values.isnan(), torch.nan, bits.view(torch.float32))
@@ -148,15 +150,22 @@ def _noisy_bfloat16(values: Tensor, noise: Tensor) -> Tensor:
 # Noise: a hash of the place of a number in its tensor, and of the update.
 
 
-def noise(numel: int, count: Tensor) -> Tensor:
+def noise(numel: int, count: Tensor, stream: int = 0) -> Tensor:
     """Whole numbers below 2^16 for the elements of a tensor, in memory order.
 
     Args:
         numel: how many there are.
         count: of the update, one element; the device and the noise come from it.
+        stream: 0 for moments, 1 for weights.
     """
+    key = _mixed(count.long() + (stream << _BITS_OF_COUNT))
     places = torch.arange(numel, dtype=torch.int64, device=count.device)
-    return _mixed((places + _mixed(count.long())) & _WORD) >> _BITS_OF_NOISE
+    return _mixed((places + key) & _WORD) >> _BITS_OF_NOISE
+
+
+def noise_like(tensor: Tensor, count: Tensor, stream: int = 0) -> Tensor:
+    """The same in the shape of a dense tensor."""
+    return layout.view_like(noise(tensor.numel(), count, stream), 0, tensor)
 
 
 def _mixed(x: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ void check_state(const RuleInfo& rule, bool has_averages, const Addresses& state
 
 void check_storage(const Storage& storage, DType param_dtype, size_t num_tensors, int64_t numel,
                    bool is_noisy) {
-  if (storage.formats.empty() && storage.scales.empty() && storage.rest == 0) return;
+  const bool is_half = storage.rest != 0 || storage.has_noisy_params;
+  if (storage.formats.empty() && storage.scales.empty() && !is_half) return;
   check_size("formats", storage.formats.size(), num_tensors);
   check_size("scales", storage.scales.size(), num_tensors);
   if (param_dtype == DType::kFloat64) refuse("param_dtype", "be narrower", name_of(param_dtype));
@@ -108,13 +109,15 @@ void check_storage(const Storage& storage, DType param_dtype, size_t num_tensors
   for (size_t k = 0; k < num_tensors; ++k) {
     check_range({"formats", k}, storage.formats[k], 0, kNumFormats - 1);
     const auto format = static_cast<Format>(storage.formats[k]);
-    if (wpadamw::is_noisy(format) && !is_noisy) refuse("is_noisy", "be True", "False");
+    const bool needs_noise = wpadamw::is_noisy(format) || storage.has_noisy_params;
+    if (needs_noise && !is_noisy) refuse("is_noisy", "be True", "False");
     const int64_t num_bytes = has_scales(format) ? num_scales * int64_t{sizeof(float)} : 0;
     check_memory({"scales", k}, {storage.scales[k], num_bytes, alignof(float)});
   }
-  if (storage.rest == 0) return;
+  if (!is_half) return;
   if (param_dtype != DType::kBFloat16) refuse("param_dtype", "be bfloat16", name_of(param_dtype));
-  check_memory("rest", {storage.rest, numel * int64_t{sizeof(int16_t)}, alignof(int16_t)});
+  const int64_t num_bytes = storage.rest == 0 ? 0 : numel * int64_t{sizeof(int16_t)};
+  check_memory("rest", {storage.rest, num_bytes, alignof(int16_t)});
 }
 
 void check_sources(const RuleInfo& rule, DType param_dtype, bool has_weights, bool has_elements) {

@@ -80,6 +80,7 @@ struct Storage {
   const std::vector<int>& formats;
   const Addresses& scales;
   uintptr_t rest;
+  bool has_noisy_params;
 };
 void check_storage(const Storage& storage, DType param_dtype, size_t num_tensors, int64_t numel,
                    bool is_noisy);
@@ -92,6 +93,7 @@ void store(bucket_t& bucket, const Storage& storage, int64_t numel, bool is_nois
     bucket.scales.push_back(reinterpret_cast<float*>(scales));
   }
   bucket.rest = reinterpret_cast<int16_t*>(storage.rest);
+  bucket.has_noisy_params = storage.has_noisy_params;
 }
 
 // True weights apart from the parameters: what is narrower than its state needs them, and rules that

@@ -25,7 +25,8 @@ constexpr int kMaxThreads = 4096;
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addresses& params,
                         const Sizes& offsets, const Sizes& numels, const Addresses& weights,
                         const Addresses& state, int num_looks, bool has_averages, bool is_noisy,
-                        const std::vector<int>& formats, const Addresses& scales, uintptr_t rest) {
+                        const std::vector<int>& formats, const Addresses& scales, uintptr_t rest,
+                        bool has_noisy_params) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
   check_range("num_looks", num_looks, 1, kMaxLooks);
@@ -38,13 +39,14 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, const Addres
   bucket.has_averages = has_averages;
   bucket.is_noisy = is_noisy;
   for (const uintptr_t address : state) bucket.state.push_back(reinterpret_cast<void*>(address));
-  store(bucket, {formats, scales, rest}, past, is_noisy);
+  store(bucket, {formats, scales, rest, has_noisy_params}, past, is_noisy);
   if (bucket.is_small()) {
     check_range("the number of states", static_cast<int64_t>(state.size()), 0, cpu::kMaxStates);
   }
   check_state(bucket.rule(), has_averages, state, bucket.formats, past, real_size);
-  // With a rest they are float32.
-  const DType held = rest == 0 ? param_dtype : DType::kFloat32;
+  // With a rest they are float32, or taken for it.
+  const bool is_own = rest != 0 || has_noisy_params;
+  const DType held = is_own ? DType::kFloat32 : param_dtype;
   check_sources(bucket.rule(), held, bucket.has_weights, past > 0);
   if (bucket.has_weights) check_weights(weights, numels, real_size);
   bucket.spans.resize(params.size());
@@ -219,7 +221,7 @@ void bind_cpu(py::module_& m) {
            py::arg("offsets"), py::arg("numels"), py::arg("weights"), py::arg("state"),
            py::arg("num_looks") = 1, py::arg("has_averages") = false, py::arg("is_noisy") = false,
            py::arg("formats") = std::vector<int>(), py::arg("scales") = Addresses(),
-           py::arg("rest") = 0)
+           py::arg("rest") = 0, py::arg("has_noisy_params") = false)
       .def_property_readonly("completed", &completed)
       .def("set_grads", &set_grads, py::arg("grads"))
       .def("run", &run, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),

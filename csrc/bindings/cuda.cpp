@@ -47,7 +47,8 @@ struct BoundBucket : cuda::Bucket {
 BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t chunks,
                         int64_t num_chunks, int64_t num_tensors, uintptr_t grads, bool has_weights,
                         const Addresses& state, int num_looks, bool has_averages, bool is_noisy,
-                        const std::vector<int>& formats, const Addresses& scales, uintptr_t rest) {
+                        const std::vector<int>& formats, const Addresses& scales, uintptr_t rest,
+                        bool has_noisy_params) {
   BoundBucket bucket;
   bucket.rule_id = rule_id(rule);
   check_range("num_looks", num_looks, 1, kMaxLooks);
@@ -60,8 +61,9 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t ch
   check_state(bucket.rule(), has_averages, state, {}, has_elements, cuda::kAccessBytes);
   bucket.has_averages = has_averages;
   bucket.is_noisy = is_noisy;
-  // With a rest they are float32.
-  const DType held = rest == 0 ? param_dtype : DType::kFloat32;
+  // With a rest they are float32, or taken for it.
+  const bool is_own = rest != 0 || has_noisy_params;
+  const DType held = is_own ? DType::kFloat32 : param_dtype;
   check_sources(bucket.rule(), held, has_weights, has_elements);
   bucket.param_dtype = param_dtype;
   bucket.chunks = array<const cuda::Chunk>("chunks", chunks, num_chunks);
@@ -70,7 +72,7 @@ BoundBucket make_bucket(const std::string& rule, DType param_dtype, uintptr_t ch
   bucket.grads = array<const uintptr_t>("grads", grads, has_elements ? num_tensors : 0);
   bucket.has_weights = has_weights;
   for (const uintptr_t address : state) bucket.state.push_back(pointer<void>(address));
-  store(bucket, {formats, scales, rest}, has_elements, is_noisy);
+  store(bucket, {formats, scales, rest, has_noisy_params}, has_elements, is_noisy);
   return bucket;
 }
 
@@ -205,7 +207,8 @@ void bind_cuda(py::module_& m) {
            py::arg("num_chunks"), py::arg("num_tensors"), py::arg("grads"), py::arg("has_weights"),
            py::arg("state"), py::arg("num_looks") = 1, py::arg("has_averages") = false,
            py::arg("is_noisy") = false, py::arg("formats") = std::vector<int>(),
-           py::arg("scales") = Addresses(), py::arg("rest") = 0)
+           py::arg("scales") = Addresses(), py::arg("rest") = 0,
+           py::arg("has_noisy_params") = false)
       .def("run_row", &run_row, py::arg("operation"), py::arg("grad_dtype"), py::arg("scalars"),
            py::arg("num_rows"), py::arg("grad_factor"), py::arg("grad_factor_address"),
            py::arg("found_inf"), py::arg("stream"), py::arg("partial") = 0,

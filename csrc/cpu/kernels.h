@@ -36,6 +36,7 @@ struct Task {
   const Format* formats;
   float* const* scales;
   int16_t* rest;
+  bool has_noisy_params;
   int num_tensors;  // of the state
   int step_width;   // of a row
 

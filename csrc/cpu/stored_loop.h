@@ -58,7 +58,7 @@ class Piece {
     }
   }
 
-  void store_param() const {
+  void store_param(bool is_step) const {
     if (is_param_whole()) return;
     auto* halves = reinterpret_cast<bfloat16*>(at(task_.param, sizeof(bfloat16)));
     if (task_.rest != nullptr) {
@@ -68,6 +68,11 @@ class Piece {
         const Parts parts = split(param_memory_[j]);
         halves[j].bits = parts.high.bits;  // no struct: compilers vectorise that not
         rest[j] = parts.rest;
+      }
+    } else if (task_.has_noisy_params && is_step) {
+      const uint32_t first = static_cast<uint32_t>(begin_) + key(1);
+      for (int64_t j = 0; j < n_; ++j) {
+        halves[j] = noisy_bfloat16(param_memory_[j], noise_at(static_cast<uint32_t>(j), first));
       }
     } else if (task_.param_dtype == DType::kBFloat16) {
       narrow(param_memory_, n_, halves);
@@ -118,13 +123,16 @@ class Piece {
   }
 
   void store_state() {
-    const uint32_t key = task_.is_noisy ? key_of(task_.row[task_.step_width - 1]) : 0;
+    const uint32_t key = this->key(0);
     for (int k = 0; k < num_tensors(); ++k) {
       if (format(k) != Format::kWhole) stored(k).store(numbers_[k], n_, key);
     }
   }
 
  private:
+  uint32_t key(uint32_t stream) const {
+    return task_.is_noisy ? key_of(task_.row[task_.step_width - 1], stream) : 0;
+  }
   bool is_param_whole() const { return task_.param_dtype == DType::kFloat32; }
   int num_tensors() const { return task_.num_tensors; }
   Format format(int k) const { return task_.formats[k]; }
@@ -169,7 +177,7 @@ void run_stored(const Task& task, const RunTable& whole, Operation operation, So
     } else {
       run(operation, source, piece.whole(), n);
     }
-    piece.store_param();
+    piece.store_param(is_step(operation));
   }
 }
 

@@ -63,6 +63,7 @@ Task task_of(const Bucket& bucket, const Call& call, const Span& span) {
           bucket.formats.data(),
           bucket.scales.data(),
           bucket.rest,
+          bucket.has_noisy_params,
           static_cast<int>(bucket.state.size()),
           call.step_width};
 }

@@ -45,6 +45,7 @@ struct Bucket {
   std::vector<Format> formats;
   std::vector<float*> scales;
   int16_t* rest = nullptr;
+  bool has_noisy_params = false;
 
   int num_further() const { return has_averages + is_noisy; }
   bool is_small() const { return !formats.empty(); }

@@ -12,7 +12,7 @@ namespace {
 template <typename Rule>
 struct StoredArguments : Arguments<Rule, float> {
   DType param_dtype, grad_dtype;
-  bool has_weights, has_scales = false;
+  bool has_weights, has_noisy_params, has_scales = false;
   int16_t* rest;
   Values<Format, Rule::kNumStates> formats;
   Values<char*, Rule::kNumStates> codes;
@@ -23,6 +23,7 @@ struct StoredArguments : Arguments<Rule, float> {
         param_dtype(bucket.param_dtype),
         grad_dtype(call.grad_dtype),
         has_weights(bucket.has_weights),
+        has_noisy_params(bucket.has_noisy_params),
         rest(bucket.rest) {
     for (size_t k = 0; k < Rule::kNumStates; ++k) {
       formats.at[k] = bucket.formats[k];
@@ -94,9 +95,17 @@ struct StoredElements {
     for (int k = 0; k < kNumStates; ++k) decode(words[k], format(k), scales[k], state[k]);
   }
 
-  __device__ void store_param(const float (&values)[kWidth]) const {
+  // `count` is that of the update, in a step.
+  __device__ void store_param(const float (&values)[kWidth], double count) const {
     Words upper, lower;
-    if (arguments.rest == nullptr) {
+    if (is_step(kOperation) && arguments.has_noisy_params) {
+      const uint32_t first = static_cast<uint32_t>(chunk.begin + i) + key_of(count, 1);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const uint32_t noise = noise_at(static_cast<uint32_t>(j), first);
+        upper.put(j, noisy_bfloat16(values[j], noise).bits);
+      }
+    } else if (arguments.rest == nullptr) {
       upper = narrowed(values, arguments.param_dtype);
     } else {
 #pragma unroll
@@ -116,10 +125,10 @@ struct StoredElements {
   }
 
   // Leaves the state that can be read again: what follows goes by it. All threads of a block call it.
-  __device__ void store_state(float count) {
+  __device__ void store_state(double count) {
     float scales[kNumStates > 0 ? kNumStates : 1] = {};
     if (arguments.has_scales) find_scales(scales);
-    const uint32_t first = static_cast<uint32_t>(chunk.begin + i) + key_of(count);
+    const uint32_t first = static_cast<uint32_t>(chunk.begin + i) + key_of(count, 0);
 #pragma unroll
     for (int k = 0; k < kNumStates; ++k) {
       const Words words = encoded(format(k), state[k], scales[k], first);

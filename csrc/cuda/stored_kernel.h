@@ -37,14 +37,15 @@ __device__ void run_stored_step(const StoredArguments<Rule>& arguments, const Ch
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) old[j] = elements.weight[j];
   elements.step(row);
-  elements.store_state(arguments.count_of(chunk.tensor));
+  const double count = arguments.count_of(chunk.tensor);
+  elements.store_state(count);
   if (arguments.has_averages()) elements.move_averages();
   if (arguments.has_weights) elements.store_weight();
   float held[kWidth];
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) held[j] = elements.weight[j];
   if (arguments.predicts) elements.predict(row.look, held);
-  elements.store_param(held);
+  elements.store_param(held, count);
   if (partial == nullptr) return;
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
@@ -65,7 +66,7 @@ __device__ void run_stored_move(const StoredArguments<Rule>& arguments, const Ch
   elements.load(false);
   elements.undo();
   if (moves) elements.predict(arguments.row_of(chunk.tensor).look, elements.weight);
-  elements.store_param(elements.weight);
+  elements.store_param(elements.weight, 0.0);
 }
 
 // `partial`: of a step that is tracked, else null.

@@ -36,4 +36,5 @@ def storage(bucket: BucketTensors) -> dict[str, Any]:
         "formats": list(map(FORMATS.index, formats_of(bucket.rule))),
         "scales": [0 if flat is None else flat.data_ptr() for flat in scales],
         "rest": 0 if bucket.rest_flat is None else bucket.rest_flat.data_ptr(),
+        "has_noisy_params": bucket.has_noisy_params,
     }

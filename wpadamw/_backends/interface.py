@@ -89,7 +89,8 @@ class BucketTensors:
 
     State is stored as the rule's formats say: ``state`` are codes then, in ``scales`` a number for
     each `formats.BLOCK_NUMEL` of them. With ``rest`` parameters are the upper half of float32
-    numbers, and that is the lower one, see `formats.join`.
+    numbers, and that is the lower one, see `formats.join`. With ``has_noisy_params`` they are all
+    that there is of these: a step rounds them with noise.
     """
 
     rule: Rule
@@ -104,6 +105,7 @@ class BucketTensors:
     scales: list[list[Tensor]] = field(default_factory=list)  # [kind][parameter]
     rest_flat: Tensor | None = None
     rest: list[Tensor] | None = None
+    has_noisy_params: bool = False
 
     @property
     def has_averages(self) -> bool:
@@ -113,7 +115,8 @@ class BucketTensors:
     @property
     def is_small(self) -> bool:
         """Whether anything is stored in another format than that of the mathematics."""
-        return self.rest is not None or any(f != formats.WHOLE for f in formats_of(self.rule))
+        are_whole = all(form == formats.WHOLE for form in formats_of(self.rule))
+        return self.rest is not None or self.has_noisy_params or not are_whole
 
     def stored(self, kind: int, i: int) -> list[Tensor]:
         """The memory of a tensor of parameter i's state: numbers, or codes and scales."""
@@ -133,9 +136,20 @@ class BucketTensors:
             return formats.join(param, self.rest[i])
         return param.to(torch.promote_types(param.dtype, torch.float32))
 
-    def parts(self, i: int, values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Where new values of parameter i go to, and what goes there."""
+    def parts(
+        self, i: int, values: Tensor, count: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Where new values of parameter i go to, and what goes there.
+
+        Args:
+            i: the parameter.
+            values: the new ones.
+            count: of the update that they come from, else to the nearest.
+        """
         if self.rest is None:
+            if self.has_noisy_params and count is not None:
+                noise = formats.noise_like(self.params[i], count, stream=1)
+                return [self.params[i]], [formats.noisy_bfloat16(values, noise)]
             return [self.params[i]], [values]
         return [self.params[i], self.rest[i]], [*formats.split(values.float())]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wpadamw import formats, layout
+from wpadamw import formats
 from wpadamw._backends.interface import (
     BucketTensors,
     Completed,
@@ -130,7 +130,9 @@ class Kernels:
             if tracked is not None:
                 found = _tracked(self.bucket.held(i) - weight, weight - old)
                 tracked[:, i] = found if is_void is None else torch.where(is_void, 0.0, found)
-            self._write_step(i, weight, stored, held, is_void)
+            count = scalars.step.count if is_noisy(self.rule) else None
+            targets, values = self.bucket.parts(i, held, count)
+            self._write_step(i, weight, stored, targets, values, is_void)
 
     @torch.no_grad()
     def predict(self, rows: Rows) -> None:
@@ -192,10 +194,10 @@ class Kernels:
         i: int,
         weight: Tensor,
         stored: list[list[Tensor]],
-        held: Tensor,
+        targets: list[Tensor],
+        values: list[Tensor],
         is_void: Tensor | None,
     ) -> None:
-        targets, values = self.bucket.parts(i, held)
         for kind, new in enumerate(stored):
             targets += self.bucket.stored(kind, i)
             values += new
@@ -219,7 +221,7 @@ class Kernels:
         noise = None
         if is_noisy(self.rule):
             param = self.bucket.params[i]
-            noise = layout.view_like(formats.noise(param.numel(), scalars.step.count), 0, param)
+            noise = formats.noise_like(param, scalars.step.count)
         pairs = zip(self.formats, state, strict=True)
         return [form.store(values, noise) for form, values in pairs]
 
