@@ -122,12 +122,12 @@ LAYERS = [
     {"_backends"},
     {"ledger", "gradients", "watch"},
     {"bucket"},
-    {"plan", "checkpoint"},
+    {"plan", "apart", "checkpoint"},
     {"step", "serving"},
     {"upkeep"},
     {"optimizer"},
     {"optimizers"},
-    {"attach", "cli", "integrations", "laperm", "pipeline", "__main__"},
+    {"attach", "cli", "integrations", "laperm", "pipeline", "release", "__main__"},
 ]
 
 

@@ -17,6 +17,7 @@ from wpadamw.optimizers import (
     WPNAdamW,
     WPVRAdam,
 )
+from wpadamw.release import release_gradients
 
 __all__ = [
     "WPMARS",
@@ -33,5 +34,6 @@ __all__ = [
     "attach",
     "backends",
     "refresh_batch_norm",
+    "release_gradients",
 ]
 __version__ = version("wpadamw")

@@ -106,6 +106,7 @@ class Clients:
         self.has_shown_true = True  # whether parameters held true weights since the last update
         self.gradients_of: set[bool] = set()  # forwards in training mode, or not
         self.needs_look = True  # before an update
+        self.released: Any = None  # by whom gradients are released in backward passes
         self.mode_hooks: OrderedDict[int, Callable[[Any, Mode], None]] = OrderedDict()
         self._callers: set[str] | None = None  # modules in whose frames the first step was called
         self._said: set[str] = set()

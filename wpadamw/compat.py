@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 # Files under these are no caller whose line a warning should show.
 _LIBRARIES = tuple(os.path.dirname(str(file)) for file in (__file__, torch.__file__))
@@ -172,6 +173,17 @@ def is_in_backward() -> bool:
 def is_in_transform() -> bool:
     """Whether this thread runs a function under a transform of `torch.func`."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def hook_accumulation(param: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Has a function called with a parameter whenever it has got its gradient."""
+    register: Any = param.register_post_accumulate_grad_hook  # has no types
+    return cast(RemovableHandle, register(hook))
+
+
+def accumulation_hooks(param: Tensor) -> list[Any]:
+    """What is called then."""
+    return list((param._post_accumulate_grad_hooks or {}).values())
 
 
 def has_saved_tensor_hooks() -> bool:

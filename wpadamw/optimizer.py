@@ -49,6 +49,11 @@ class WeightPrediction(Averages):
         apart: dict[str, Any] = {name: arguments[name] for name in _OF_OPTIMIZER}
         super().__init__(arguments["params"], options, **apart)
 
+    @property
+    def releases_gradients(self) -> bool:
+        """Whether backward passes step, see `wpadamw.release_gradients`."""
+        return self._clients.released is not None
+
     # Step.
 
     @disable_dynamo
@@ -112,7 +117,15 @@ class WeightPrediction(Averages):
 
         Returns:
             The norm before clipping, a tensor of one element.
+
+        Raises:
+            RuntimeError: if gradients are released in the backward pass.
         """
+        if self.releases_gradients:
+            raise RuntimeError(
+                "clip_grad_norm_ needs all gradients, got an optimizer that has them released: "
+                "call remove() of what release_gradients returned, or clip each in a hook"
+            )
         groups = self.param_groups
         norm, self._plans.clipping = clip(
             groups, max_norm, norm_type, error_if_nonfinite, self._squared_gradients
@@ -163,6 +176,9 @@ class WeightPrediction(Averages):
         check_capture(self.param_groups)
         if self._clients.needs_look:
             self._clients.look(self.param_groups)
+        if self.releases_gradients and self._clients.released.has_updated():
+            self._clients.released.end()
+            return True
         standing = () if torch.is_inference_mode_enabled() else self._standing_plans()
         if not standing:
             return self._long_update()

@@ -227,8 +227,11 @@ class GroupPlan:
         served = set(map(id, params))
         pending = [param for param in self.served.pending if id(param) not in served]
         self.served = _Served(kept + built, pending + given_up, list(state.values()))
+        self.standings = self._standings()
+
+    def _standings(self) -> list[Standing] | None:
         standings = [Standing.of(bucket) for bucket in self.buckets]
-        self.standings = None if None in standings else cast(list[Standing], standings)
+        return None if None in standings else cast(list[Standing], standings)
 
     def _bucket(self, params: list[Tensor], state: AllStates, held: dict[int, bool]) -> Bucket:
         backend = _backends.choose(self.backend_name, params[0].device.type)

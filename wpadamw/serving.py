@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from wpadamw import _backends, identify, layout, loading
 from wpadamw.accelerated import answer_through_accelerate
+from wpadamw.apart import ApartPlan
 from wpadamw.bucket import Bucket
 from wpadamw.checks import Group, check_in_step, check_mode, check_states, check_step
 from wpadamw.clients import Clients
@@ -143,7 +144,8 @@ class Serving(Optimizer):
 
     def _new_plan(self, group: Group, copies: Copies | None) -> GroupPlan:
         options = tuple(self.defaults)
-        return GroupPlan(group, options, self._rules(group), self._backend, self._amp, copies)
+        make = GroupPlan if self._clients.released is None else ApartPlan
+        return make(group, options, self._rules(group), self._backend, self._amp, copies)
 
     def _leave(self, plan: GroupPlan) -> None:
         """Goes to true weights by the options under which the predictions were made."""

@@ -74,6 +74,8 @@ def _optimizer_reasons(given: StageArguments) -> Iterator[str]:
         yield f"optimizer must be one of wpadamw's, got {type(opt).__name__}"
     if opt.amp:
         yield "optimizer must not have amp=True: losses in flight would carry an older scale"
+    if opt.releases_gradients:
+        yield "optimizer must not release gradients: micro-batches accumulate them"
     if opt.compute_dtype is not None:
         yield "optimizer must not have a compute_dtype: the submodule computes with parameters"
     own = {id(param) for param in given.submodule.parameters()}
