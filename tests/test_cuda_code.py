@@ -27,8 +27,8 @@ ELEMENTS_PER_THREAD = 8  # kElementsPerThread of csrc/cuda/launch.h
 # float32 and float64 with three operations with and without a backup, gradients of float32 for
 # float64, and three operations and gradients of float32 for bfloat16 and float16.
 KERNELS_OF_A_RULE = 2 * 6 + 2 + 2 * 4
-# Float32, and float64 with both gradients, with and without a backup, and four of narrower ones.
-TRACKED_OF_A_RULE = 2 * 3 + 4
+# Float64 with both gradients, with and without a backup; the others are tracked like small formats.
+TRACKED_OF_A_RULE = 2 * 2
 
 
 def cuda_tools():

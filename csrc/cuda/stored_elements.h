@@ -26,10 +26,11 @@ struct StoredArguments : Arguments<Rule, float> {
         has_noisy_params(bucket.has_noisy_params),
         rest(bucket.rest) {
     for (size_t k = 0; k < Rule::kNumStates; ++k) {
-      formats.at[k] = bucket.formats[k];
+      const bool is_small = bucket.is_small();  // usual buckets are tracked here, too
+      formats.at[k] = is_small ? bucket.formats[k] : Format::kWhole;
       codes.at[k] = static_cast<char*>(bucket.state[k]);
-      scales.at[k] = bucket.scales[k];
-      has_scales |= wpadamw::has_scales(bucket.formats[k]);
+      scales.at[k] = is_small ? bucket.scales[k] : nullptr;
+      has_scales |= wpadamw::has_scales(formats.at[k]);
     }
   }
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "bucket_kernel.h"
+#include "stored_kernel.h"
 
 namespace wpadamw::cuda {
 namespace {
@@ -91,13 +92,16 @@ void launch_track(const Bucket& bucket, const Call& call, double* partial) {
         "launch of track_kernel");
 }
 
+// One kernel of a rule serves all whose state is float32.
 template <typename Rule, typename dtypes, bool kHasBackup>
 constexpr Sum track_or_null() {
-  if constexpr (kCanStep<Rule> &&
-                has_source<Rule, dtypes>(kHasBackup ? Source::kBackup : Source::kParam)) {
-    return launch_track<Rule, dtypes, kHasBackup>;
-  } else {
+  if constexpr (!kCanStep<Rule> ||
+                !has_source<Rule, dtypes>(kHasBackup ? Source::kBackup : Source::kParam)) {
     return nullptr;
+  } else if constexpr (std::is_same_v<typename dtypes::real_t, float>) {
+    return launch_stored<Rule, Operation::kStepAndPredict>;
+  } else {
+    return launch_track<Rule, dtypes, kHasBackup>;
   }
 }
 
