@@ -7,10 +7,13 @@ import torch
 from helpers import wide
 from rules.blend import Blend
 
+from wpadamw import flat_state
 from wpadamw._backends.interface import BucketTensors, Gradients, Operation, Rows
+from wpadamw.rules.averaged import NAME as AVERAGE
 from wpadamw.rules.averaged import Averaged, averaged
 from wpadamw.rules.rule import Settings
 from wpadamw.rules.squares import Squares
+from wpadamw.rules.stored import formats_of, stored
 
 TABLE = rule_table.RULES | rule_table.OF_MATRICES
 CASES = {case.rule.name: case for case in TABLE.values()}
@@ -42,7 +45,7 @@ def label(rule):
 
 
 def hyper_of(rule):
-    ema = (0.3,) if isinstance(rule, Averaged) else ()
+    ema = (0.3,) if AVERAGE in rule.state_names else ()
     return rule.Hyper(*HYPER[rule.name], *ema)
 
 
@@ -75,6 +78,28 @@ def random_bucket(rule, dtype, has_backup, numels=NUMELS, num_looks=1):
     )
 
 
+def small_bucket(rule, dtype, master, moments, numels=NUMELS, num_looks=1):
+    """The same in small formats; ``master``: where the true weights are kept.
+
+    That is a "backup", a "rest" of bfloat16 parameters, or nothing more than they are ("none").
+    """
+    rule, generator = stored(rule, moments), torch.Generator().manual_seed(1)
+    params = [wide((numel,), torch.float32, generator).to(dtype) for numel in numels]
+    kept = {"has_backup": master == "backup", "has_rest": master == "rest"}
+    bucket = flat_state.allocate(params, rule, dtype=torch.float32, num_looks=num_looks, **kept)
+    for weight in bucket.weight or []:
+        weight.copy_(wide(weight.shape, torch.float32, generator))
+    if bucket.rest_flat is not None:
+        shape = bucket.rest_flat.shape
+        bucket.rest_flat.copy_(torch.randint(-(2**15), 2**15, shape, generator=generator))
+    for kind, form in enumerate(formats_of(rule)):
+        for i, param in enumerate(params):
+            values = wide(param.shape, torch.float32, generator).abs()
+            for memory, new in zip(bucket.stored(kind, i), form.store(values), strict=True):
+                memory.copy_(new)
+    return bucket
+
+
 def random_gradients(dtype, numels=NUMELS):
     generator = torch.Generator().manual_seed(2)
     tensors = [wide((numel,), dtype, generator) for numel in numels]
@@ -104,4 +129,5 @@ def run(kernels, operation, grads, rows):
 def tensors_of(bucket):
     """All that an operation may write, and what lies between in flat buffers."""
     apart = bucket.weight or [] if bucket.weight_flat is None else [bucket.weight_flat]
-    return [*bucket.params, *apart, *bucket.state_flat]
+    flats = [*bucket.state_flat, *bucket.scales_flat, bucket.rest_flat]
+    return [*bucket.params, *apart, *(flat for flat in flats if flat is not None)]

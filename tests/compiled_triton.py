@@ -171,7 +171,7 @@ class Recorder:
         return self.kernel.warmup(*self.arguments, grid=(1,), **self.options)
 
 
-def kernels_of(chosen: Instantiation) -> backend.Kernels:
+def kernels_of(chosen: Instantiation) -> backend.BucketKernels:
     """Those of a bucket of one parameter."""
     rule, dtype, has_backup = RULES[chosen.rule], getattr(torch, chosen.param), chosen.has_backup
     rule = averaged(rule) if chosen.has_averages else rule
@@ -191,7 +191,7 @@ def kernels_of(chosen: Instantiation) -> backend.Kernels:
     )
 
 
-def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], Any]:
+def launch_of(chosen: Any, kernels: backend.BucketKernels) -> Callable[[], Any]:
     """What launches a kernel."""
     rule, grad = kernels.bucket.rule, getattr(torch, chosen.grad)
     num_step, width = len(rule.Step._fields), rule.row_width(chosen.num_looks)
@@ -202,7 +202,7 @@ def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], A
     if chosen.operation == "sums":
         return lambda: kernels._sum(grad, rows, factor)
     operation = Operation[chosen.operation]
-    if chosen.kernel == "bucket":
+    if chosen.kernel in ("bucket", "stored"):
         return lambda: kernels._launch(operation, grad, rows, factor, flag)
     predictions = torch.zeros(1, 1 + width - num_step, dtype=torch.float64)
     hyper = torch.zeros(len(rule.Hyper._fields), dtype=torch.float64)
@@ -212,7 +212,9 @@ def launch_of(chosen: Instantiation, kernels: backend.Kernels) -> Callable[[], A
     return lambda: kernels.advance(ledger, operation, flag)
 
 
-def launched(chosen: Instantiation) -> Recorder:
+def launched(
+    chosen: Any, kernels_of: Callable[[Any], backend.BucketKernels] = kernels_of
+) -> Recorder:
     """The launch of a kernel."""
     triton.runtime.driver.set_active(Driver(chosen.architecture))
     kernels = kernels_of(chosen)
@@ -273,9 +275,11 @@ def disassembled(architecture: int, codes: list[bytes]) -> list[str]:
     return ["\n".join(part) for part in parts]
 
 
-def facts(chosen: Instantiation) -> dict[str, Any]:
+def facts(
+    chosen: Any, kernels_of: Callable[[Any], backend.BucketKernels] = kernels_of
+) -> dict[str, Any]:
     """Of one instantiation, and its machine code."""
-    launch = launched(chosen)
+    launch = launched(chosen, kernels_of)
     found = launch.compile()
     ptx = re.sub(r"//.*", "", found.asm["ptx"])
     return {
@@ -295,7 +299,7 @@ def facts(chosen: Instantiation) -> dict[str, Any]:
     }
 
 
-def with_accesses(found: list[tuple[Instantiation, dict[str, Any]]]) -> None:
+def with_accesses(found: list[tuple[Any, dict[str, Any]]]) -> None:
     """Put the accesses of memory in the place of the machine code."""
     for architecture in {chosen.architecture for chosen, _ in found}:
         there = [its for chosen, its in found if chosen.architecture == architecture]

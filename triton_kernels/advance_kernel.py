@@ -1,7 +1,8 @@
 """Counts, records and scalars of a bucket's parameters where the host must not wait for them.
 
 ``csrc/cuda/advance_kernel.h`` in Triton: a block of parameters each program. Records are
-``[kind, *Look]``, rows ``[*Step, *Look]``, of any rule; with averages ``[*Step, share, *Look]``.
+``[kind, *Look]``, rows ``[*Step, *Look]``, of any rule; behind ``Step`` there may be the share of
+averages, and the count for noise.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ def advance_kernel(
     LOOKS_AT: tl.constexpr,
     NUM_LOOK: tl.constexpr,
     NUM_LOOKS: tl.constexpr,
+    HAS_AVERAGES: tl.constexpr,
+    IS_NOISY: tl.constexpr,
     UPDATE: tl.constexpr,
     PREDICT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -102,9 +105,11 @@ def advance_kernel(
         if found_inf is not None:
             where &= tl.load(found_inf + 0 * i) == 0
         tl.store(steps + i, count.to(tl.float32), where)
-        if LOOKS_AT > NUM_STEP:
+        if HAS_AVERAGES:
             share = average_share(tl.load(hyper + NUM_HYPER), count)
             tl.store(row + NUM_STEP, share, mask)
+        if IS_NOISY:
+            tl.store(row + LOOKS_AT - 1, count.to(tl.float64), mask)
     if UPDATE:
         summed = load_sums(sums + i, num_tensors, mask, NUM_TERMS)
     else:
