@@ -15,6 +15,7 @@ INT8, UINT8 = tl.constexpr(3), tl.constexpr(4)
 
 BLOCK_NUMEL = tl.constexpr(64)
 BITS_OF_NOISE = tl.constexpr(16)
+SPACING = tl.constexpr(2**25)  # of streams: counts are below it
 UNIT_OF_NOISE = tl.constexpr(2.0**-16)
 # Bits of float32: all but the sign, and those of special numbers.
 MAGNITUDE, INFINITY = tl.constexpr(0x7FFFFFFF), tl.constexpr(0x7F800000)
@@ -142,9 +143,10 @@ def quiet(bits):
 
 
 @triton.jit
-def noise(places, count):
-    """Whole numbers below 2^16, uint32."""
-    return mixed(places.to(tl.uint32) + mixed(count.to(tl.uint32))) >> BITS_OF_NOISE
+def noise(places, count, STREAM: tl.constexpr):
+    """Whole numbers below 2^16, uint32. Moments have stream 0, weights stream 1."""
+    key = mixed(count.to(tl.uint32) + SPACING * STREAM)
+    return mixed(places.to(tl.uint32) + key) >> BITS_OF_NOISE
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from wpadamw.triton_kernels.formats import (
     encoded_blocks,
     join,
     narrowed,
+    noisy_bfloat16,
     split,
     widened,
 )
@@ -89,9 +90,11 @@ def load_param(param, rest, mask):
 
 
 @triton.jit
-def store_param(param, rest, values, mask, DTYPE: tl.constexpr):
-    """Writes what parameters are to hold."""
-    if rest is None:
+def store_param(param, rest, values, mask, noises, DTYPE: tl.constexpr):
+    """Writes what parameters are to hold, rounded with noise if there is any."""
+    if noises is not None:
+        tl.store(param, noisy_bfloat16(values, noises), mask)
+    elif rest is None:
         tl.store(param, narrowed(values, DTYPE), mask)
     else:
         high, low = split(values)

@@ -44,6 +44,7 @@ def run_block(
     RECOVER: tl.constexpr,
     TERMS: tl.constexpr,
     IS_NOISY: tl.constexpr,
+    HAS_NOISY_PARAMS: tl.constexpr,
     FORMATS: tl.constexpr,
     NUM_STATES: tl.constexpr,
     NUM_STEP: tl.constexpr,
@@ -92,7 +93,8 @@ def run_block(
         g *= tl.load(factor).to(tl.float32)
     if STEP is not None:
         w, state = STEP(w, state, g, step, look)
-        noises = noise(begin + i, tl.load(row + LOOKS_AT - 1)) if IS_NOISY else None
+        count = tl.load(row + LOOKS_AT - 1) if IS_NOISY else None
+        noises = noise(begin + i, count, 0) if IS_NOISY else None
         # A prediction goes by what can be read again.
         state = store_state(
             states, scales, block, state, mask, has_block, noises, FORMATS, NUM_STATES
@@ -111,7 +113,10 @@ def run_block(
         )
         w = predicted if STEP is not None else tl.where(moves, predicted, w)
     if TERMS is None:
-        store_param(param, rest, w, mask, PARAM_DTYPE)
+        of_param = None
+        if STEP is not None and HAS_NOISY_PARAMS:
+            of_param = noise(begin + i, count, 1)
+        store_param(param, rest, w, mask, of_param, PARAM_DTYPE)
     if sums is not None:
         if TERMS is None:
             error, moved = held - new, new - old
@@ -151,6 +156,7 @@ def stored_kernel(
     TERMS: tl.constexpr,
     NUM_TERMS: tl.constexpr,
     IS_NOISY: tl.constexpr,
+    HAS_NOISY_PARAMS: tl.constexpr,
     FORMATS: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
     NUM_STATES: tl.constexpr,
@@ -170,7 +176,7 @@ def stored_kernel(
     ``scales`` has those of each tensor of the state, None of one without any, and ``rest`` what
     parameters lack that are the upper half of weights, else None. FORMATS are those of the state;
     what is bfloat16 comes as int16. A row of a rule that IS_NOISY has the count of the update
-    before its looks.
+    before its looks. With HAS_NOISY_PARAMS steps round bfloat16 parameters with noise.
 
     ``sums``, if asked for, has each chunk's sum of the first of NUM_TERMS terms, then those of the
     second one: of TERMS, and nothing is written, or of what ``track_kernel`` tells.
@@ -215,6 +221,7 @@ def stored_kernel(
             RECOVER,
             TERMS,
             IS_NOISY,
+            HAS_NOISY_PARAMS,
             FORMATS,
             NUM_STATES,
             NUM_STEP,
@@ -250,6 +257,7 @@ def stored_kernel(
                 RECOVER,
                 TERMS,
                 IS_NOISY,
+                HAS_NOISY_PARAMS,
                 FORMATS,
                 NUM_STATES,
                 NUM_STEP,

@@ -48,6 +48,7 @@ class StoredKernels(BucketKernels):
         return {
             **self.widths,
             "IS_NOISY": is_noisy(self.bucket.rule),
+            "HAS_NOISY_PARAMS": self.bucket.has_noisy_params,
             "FORMATS": tuple(map(FORMATS.index, formats_of(self.bucket.rule)[:num_states])),
             "HAS_WEIGHTS": self.bucket.weight is not None,
             "NUM_STATES": num_states,
