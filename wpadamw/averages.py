@@ -144,10 +144,10 @@ class Averages(Modes):
     def _weights_without_backup(self) -> dict[Tensor, Tensor]:
         """What parameters hold that cannot have it again from a backup."""
         return {
-            param: bucket.tensors.held(i).clone()
+            param: weight.clone()
             for bucket in self._buckets()
             if not bucket.has_backup
-            for i, param in enumerate(bucket.params)
+            for param, weight in zip(bucket.params, bucket.true_weights(), strict=True)
         }
 
     @outside_inference_mode

@@ -71,10 +71,10 @@ class Bucket(BucketState):
         counts_on_device: bool = False,
         num_looks: int = 1,
         copies: Copies | None = None,
-        has_rest: bool = False,
+        is_split: bool = False,
     ) -> None:
         super().__init__(
-            params, rule, has_backup, backend, states, counts_on_device, num_looks, copies, has_rest
+            params, rule, has_backup, backend, states, counts_on_device, num_looks, copies, is_split
         )
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),
@@ -90,6 +90,8 @@ class Bucket(BucketState):
         self.settle()
         if self.ledger.refresh():
             self.state_versions = None
+        if self.brings_weights() and self.written_outside():  # a model that was loaded last
+            self.take_weights(self.saved_beside())
 
     def quick_look(self) -> list[Gradients] | None:
         """The gradients, if all else is as the last own write has left it; else, or if, None."""
@@ -145,6 +147,8 @@ class Bucket(BucketState):
         """Goes to predicted weights; ``settings`` are for those that have no prediction yet."""
         if self.recovers and any(self.held):
             self.restore()
+        if self.is_way_back():
+            self.came = None  # the next one begins here
         self.is_after_literal_step = False
         self._write(
             lambda: self.kernels.predict(self.ledger.begin_predict(settings)),
@@ -154,10 +158,17 @@ class Bucket(BucketState):
     def restore(self) -> None:
         """Goes to true weights."""
         self.is_after_literal_step = False
-        self._write(
-            lambda: self.kernels.restore(self.ledger.begin_restore(self._computed_back())),
-            self.uniform["true"],
-        )
+        own = self.kernels
+        if self.came is not None and self.is_way_back():
+            self.kernels = self.backend.Kernels(self.came)  # for this once
+        try:
+            self._write(
+                lambda: self.kernels.restore(self.ledger.begin_restore(self._computed_back())),
+                self.uniform["true"],
+            )
+        finally:
+            self.settle()
+            self.kernels = own
 
     def move(self, mode: Mode, settings: Settings) -> None:
         """Takes all parameters to a mode, whatever they hold."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from wpadamw.device_ledger import DeviceLedger
 from wpadamw.flat_state import StateDict, all_same, holds
 from wpadamw.gradients import GradientReader
 from wpadamw.ledger import Ledger
-from wpadamw.records import most_looks
+from wpadamw.records import most_looks, no_rows
 from wpadamw.rules.rule import Rule
 from wpadamw.rules.stored import formats_of
 from wpadamw.tensors import Versions, versions
@@ -38,7 +39,8 @@ class BucketState:
         num_looks: of how many shares of updates new predictions consist; older ones, on record in
             the states, may have more.
         copies: where predictions go instead of to the parameters, which stay true then.
-        has_rest: parameters are bfloat16, the state has what float32 weights have beyond that.
+        is_split: true weights have no backup, states may come with one; where parameters are
+            bfloat16 the state has what float32 weights have beyond that.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class BucketState:
         counts_on_device: bool = False,
         num_looks: int = 1,
         copies: Copies | None = None,
-        has_rest: bool = False,
+        is_split: bool = False,
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
         for i, param in enumerate(params):
@@ -63,6 +65,12 @@ class BucketState:
         self.staged: dict[int, Tensor] = {}
         dense = [self._dense(i, local) for i, local in enumerate(self.watch.locals)]
         num_looks = max(num_looks, most_looks(rule, states))
+        has_rest = is_split and self.dtype == torch.bfloat16
+        for i, state in enumerate(states):
+            if "remainder" in state and not (has_rest or has_backup):
+                raise RuntimeError(
+                    f"params[{i}] must be bfloat16 as its state is, got {self.dtype}"
+                )
         self.tensors = flat_state.allocate(
             dense, rule, has_backup, self.real_dtype, num_looks, has_rest
         )
@@ -82,14 +90,22 @@ class BucketState:
         flats = [*tensors.state_flat, *tensors.scales_flat, tensors.rest_flat, tensors.weight_flat]
         # Parameters whose state came without what begins as their true weights. It does when these
         # are certain: a model may be loaded after its optimizer.
-        self.to_begin = [i for i, s in enumerate(states) if s and flat_state.lacks(s, rule)]
-        self.state_values = flat_state.absorb(params, states, self.tensors, self.ledger)
+        self.lacking = [i for i, s in enumerate(states) if s and flat_state.lacks(s, rule)]
+        views = [flat_state.views_of(i, param, self.tensors) for i, param in enumerate(params)]
+        flat_state.check_shapes(views, states, rule)
+        self.state_versions: Versions | None = None
+        # From which parameters got what they hold, and a model that is loaded later has it.
+        self.came = flat_state.as_it_came(states, self.tensors, is_split) if not copies else None
+        self.to_begin = self.lacking if self.came is None else list(range(len(params)))
+        if self.brings_weights():
+            self.take_weights(range(len(params)))
+        self.state_values = flat_state.absorb(views, states, self.tensors, self.ledger)
         # Whose versions tell of writes: those to a DTensor do not raise that of its shard.
         self.flats = [flat for flat in flats if flat is not None]
         self.flats += filter(layout.is_dtensor, self.state_values)
         self.ledger.refresh()  # what absorb has shown of it is no write of somebody else's
         # Of the state that parameters got what they hold from; None: of another one.
-        self.state_versions: Versions | None = versions(self.flats)
+        self.state_versions = versions(self.flats)
 
     def _dense(self, i: int, local: Tensor) -> Tensor:
         """The memory that kernels read and write for parameter i."""
@@ -132,11 +148,46 @@ class BucketState:
 
     def begin(self) -> None:
         """Has what states came without begin as the true weights, which are known now."""
-        for i in self.to_begin:
+        for i in self.lacking if self.to_begin else ():
             flat_state.begin(i, self.tensors)
         if self.to_begin and self.state_versions is not None:
             self.state_versions = versions(self.flats)
-        self.to_begin = []
+        self.to_begin, self.came = [], None
+
+    # States that came with other numbers than are stored of them.
+
+    def brings_weights(self) -> bool:
+        """Whether states came with true weights, which are kept nowhere else."""
+        return self.came is not None and self.came.weight is not None and self.recovers
+
+    def is_way_back(self) -> bool:
+        """Whether true weights are computed back by the state as it came."""
+        return self.came is not None and self.recovers and not self.brings_weights()
+
+    def take_weights(self, indices: Iterable[int]) -> None:
+        """Gives parameters the true weights that came."""
+        assert self.came is not None
+        chosen = set(indices)
+        for i in chosen:
+            flat_state.take_weight(i, self.tensors, self.came)
+        if chosen:
+            self.finish_write([i in chosen for i in range(len(self.params))])
+
+    def saved_beside(self) -> list[int]:
+        """Which parameters hold what those do that were saved beside the states that came."""
+        assert self.came is not None
+        self.stage()
+        held = self.tensors.params
+        expected = dataclasses.replace(self.came, params=list(map(torch.empty_like, held)))
+        kernels = self.backend.Kernels(expected)
+        kernels.restore(no_rows(self.rule, expected.num_looks))
+        found = self._holding(expected.params)
+        kernels.predict(self.ledger.prediction_rows())
+        return sorted({*found, *self._holding(expected.params)})
+
+    def _holding(self, expected: list[Tensor]) -> list[int]:
+        pairs = enumerate(zip(self.tensors.params, expected, strict=True))
+        return [i for i, (held, other) in pairs if torch.equal(held, other)]
 
     # Around own writes.
 

@@ -25,6 +25,7 @@ from wpadamw.flat_state import COMMON_NAMES, StateDict, scale_of
 from wpadamw.rules.rule import Rule, Rules, all_rules, relatives
 from wpadamw.saved_values import (
     is_code,
+    moments_of,
     nothing_to_predict,
     read_numbers,
     read_prediction,
@@ -210,7 +211,7 @@ def _is_empty(entry: Any) -> bool:
     return entry is None or (is_dict and all(value is None for value in entry.values()))
 
 
-def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None:
+def _check_names(where: str, entry: Any, saved_group: Group, param: Tensor, rule: Rule) -> None:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be a dict, got {type(entry).__name__}")
     optional = rule.from_weight
@@ -220,8 +221,8 @@ def _check_names(where: str, entry: Any, saved_group: Group, rule: Rule) -> None
     required += ["step"] if rule.has_time else []
     required += ["weight"] if _has_weights(saved_group) else []
     required += ["prediction"] if "weights_are" in saved_group else []
-    required += ["remainder"] if saved_group.get("master") == "split" else []
-    required += [scale_of(name) for name in rule.state_names if is_code(entry.get(name))]
+    required += ["remainder"] if _is_split(saved_group, param) else []
+    required += [scale_of(name) for name in moments_of(rule) if is_code(entry.get(name))]
     missing = [name for name in required if name not in entry]
     if missing:
         raise ValueError(
@@ -242,20 +243,25 @@ def _has_weights(saved_group: Group) -> bool:
     return is_predicted if backup is None else bool(backup)
 
 
+def _is_split(saved_group: Group, param: Tensor) -> bool:
+    """Whether a state has half of a weight: others of the group may be whole."""
+    return saved_group.get("master") == "split" and param.dtype == torch.bfloat16
+
+
 def _as_of_others(entry: Mapping[str, Any]) -> str:
     names = [r.name for r in all_rules() if r.state_names and set(r.state_names) <= entry.keys()]
     return f", the state of rule {names[0]!r}" if names else ""
 
 
 def _read_entry(where: str, entry: Any, saved_group: Group, param: Tensor, rule: Rule) -> StateDict:
-    _check_names(where, entry, saved_group, rule)
+    _check_names(where, entry, saved_group, param, rule)
     if (reason := why_no_memory(param)) is not None:
         raise ValueError(f"{where} is of a parameter that {reason}")
     state: StateDict = {"step": read_step(where, entry.get("step", 1.0))}
     weights = ["weight"] if _has_weights(saved_group) else []
     for name in filter(entry.__contains__, [*rule.state_names, *weights]):
-        state |= read_numbers(where, entry, name, param)
-    if saved_group.get("master") == "split":
+        state |= read_numbers(where, entry, name, param, rule)
+    if _is_split(saved_group, param):
         state["remainder"] = read_remainder(where, entry["remainder"], param)
     if not all(map(entry.__contains__, rule.own_names)):
         state["prediction"] = nothing_to_predict(rule)

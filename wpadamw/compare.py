@@ -60,15 +60,19 @@ def differing(
     rows: Rows | None,
     cast: Cast,
     params: list[Tensor] | None = None,
+    source: BucketTensors | None = None,
 ) -> set[int]:
-    """Which of a bucket's parameters do not hold their true weights, or predictions by ``rows``."""
+    """Which of a bucket's parameters do not hold their true weights, or predictions by ``rows``.
+
+    ``source`` has another state in the place of the bucket's.
+    """
     found: set[int] = set()
     params = params or bucket.tensors.params
     needed = sum(padded(bucket.tensors.params[i].numel()) for i in indices)
     capacity = min(_capacity(bucket), needed)
     buffer = torch.empty(capacity, dtype=cast[1], device=bucket.tensors.params[0].device)
     for pieces in _windows(bucket, indices, capacity):
-        expected = _written(bucket, pieces, rows, cast, buffer)
+        expected = _written(bucket, source or bucket.tensors, pieces, rows, cast, buffer)
         for piece, values in zip(pieces, expected, strict=True):
             held = _memory(params[piece.param])[piece.begin : piece.end]
             if piece.param not in found and not _same(held, values.to(held)):
@@ -103,10 +107,15 @@ def _capacity(bucket: Bucket) -> int:
 
 
 def _written(
-    bucket: Bucket, pieces: list[_Piece], rows: Rows | None, cast: Cast, buffer: Tensor
+    bucket: Bucket,
+    source: BucketTensors,
+    pieces: list[_Piece],
+    rows: Rows | None,
+    cast: Cast,
+    buffer: Tensor,
 ) -> list[Tensor]:
     """What the kernels write to the pieces."""
-    tensors = _tensors(bucket, pieces, cast, buffer)
+    tensors = _tensors(source, pieces, cast, buffer)
     if rows is None and tensors.weight and cast[0] == cast[1]:
         return tensors.weight  # which would be copied as they are
     kernels = bucket.backend.Kernels(tensors)
@@ -117,9 +126,11 @@ def _written(
     return tensors.params
 
 
-def _tensors(bucket: Bucket, pieces: list[_Piece], cast: Cast, buffer: Tensor) -> BucketTensors:
+def _tensors(
+    source: BucketTensors, pieces: list[_Piece], cast: Cast, buffer: Tensor
+) -> BucketTensors:
     """The state of the pieces, with a buffer in the place of the parameters."""
-    computed, source = cast[0], bucket.tensors
+    computed = cast[0]
     assert source.weight_flat is not None
     numels = [piece.end - piece.begin for piece in pieces]
     first = source.offsets[pieces[0].param] + pieces[0].begin

@@ -6,6 +6,7 @@ One buffer per kind of state; what users see are views of it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import operator
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from wpadamw._backends.interface import BucketTensors
 from wpadamw.device_ledger import DeviceLedger
 from wpadamw.ledger import Ledger
 from wpadamw.rules.rule import Rule, all_rules
-from wpadamw.rules.stored import formats_of
+from wpadamw.rules.stored import decoded, formats_of
 
 # Each parameter starts at a multiple of this many elements of the flat buffers: whole cache lines
 # and whole 16-byte accesses for every dtype, whole blocks of codes.
@@ -27,6 +28,8 @@ PADDING = formats.BLOCK_NUMEL
 
 
 StateDict = dict[str, Any]
+
+_CODES = [form.dtype for form in formats.FORMATS if form.most]
 
 # What any rule's state may have beside the rule's own tensors.
 COMMON_NAMES = {"average", "prediction", "remainder", "step", "weight"}
@@ -115,17 +118,63 @@ def padded(numel: int) -> int:
     return -(-numel // PADDING) * PADDING
 
 
+def as_it_came(
+    states: list[StateDict], tensors: BucketTensors, is_split: bool
+) -> BucketTensors | None:
+    """The numbers of states that are about to be stored in another way; None if none is.
+
+    Parameters may hold what was predicted from these.
+
+    Args:
+        states: of the parameters, before they are absorbed.
+        tensors: of the bucket that absorbs them.
+        is_split: whether parameters take the true weights of states, as there is no backup.
+    """
+    takes_weights = is_split and any("weight" in state for state in states)
+    if not (takes_weights or any(_changes(state, tensors.rule) for state in states)):
+        return None
+    dtype = torch.promote_types(tensors.params[0].dtype, torch.float32)
+    found = allocate(tensors.params, decoded(tensors.rule), takes_weights, dtype, tensors.num_looks)
+    if not takes_weights:
+        shared = ("weight", "weight_flat", "rest", "rest_flat")
+        found = dataclasses.replace(found, **{name: getattr(tensors, name) for name in shared})
+    for i, state in enumerate(states):
+        _begin_weight(i, state, found)
+        if takes_weights and "weight" in state:
+            cast(list[Tensor], found.weight)[i].copy_(_dense(state["weight"]))
+        for kind, name in enumerate(tensors.rule.state_names):
+            if name in state:
+                found.state[kind][i].copy_(_dense(_numbers(state, name)))
+    return found
+
+
+def _changes(state: StateDict, rule: Rule) -> bool:
+    """Whether other numbers are stored of a state than it has."""
+    pairs = zip(rule.state_names, formats_of(rule), strict=True)
+    return any(form.dtype not in (None, state[n].dtype) for n, form in pairs if n in state)
+
+
+def _numbers(state: StateDict, name: str) -> Tensor:
+    return formats.numbers([state[name], state.get(scale_of(name))])
+
+
+def _dense(exposed: Tensor) -> Tensor:
+    return layout.as_real(layout.local(exposed))
+
+
+def take_weight(i: int, tensors: BucketTensors, came: BucketTensors) -> None:
+    """Gives parameter i, and what it lacks, the true weight that came with its state."""
+    for target, part in zip(*tensors.parts(i, cast(list[Tensor], came.weight)[i]), strict=True):
+        target.copy_(part)
+
+
 def absorb(
-    params: list[Tensor],
+    views: list[StateDict],
     states: list[StateDict],
     tensors: BucketTensors,
     ledger: Ledger | DeviceLedger,
 ) -> list[Any]:
     """Copies what state there is into the buffers and puts views in its place: returns these."""
-    views = [_views(i, param, tensors) for i, param in enumerate(params)]
-    for i, state in enumerate(states):
-        for name in views[i].keys() & state.keys():
-            _check_shape(f"state of params[{i}]: {name}", state[name], views[i][name])
     for i, state in enumerate(states):
         _begin_weight(i, state, tensors)
         for name in {"weight", "remainder"} & views[i].keys() & state.keys():
@@ -147,16 +196,12 @@ def _begin_weight(i: int, state: StateDict, tensors: BucketTensors) -> None:
         if "remainder" in state:  # it was split
             held = formats.join(held, layout.local(state["remainder"]))
         cast(list[Tensor], tensors.weight)[i].copy_(held)
-    if tensors.rest is not None and "weight" in state:
-        weight = layout.as_real(layout.local(state["weight"])).to(tensors.params[i].device)
-        for target, part in zip(*tensors.parts(i, weight), strict=True):
-            target.copy_(part)
 
 
 def _keep(view: Tensor, state: StateDict, tensors: BucketTensors, kind: int, i: int) -> None:
     """Stores numbers of a state in the bucket's format; those that come in it stay the same."""
     name, form = tensors.rule.state_names[kind], formats_of(tensors.rule)[kind]
-    numbers = formats.numbers([state[name], state.get(scale_of(name))])
+    numbers = _numbers(state, name)
     if not form.most:
         view.copy_(numbers)
         return
@@ -186,6 +231,16 @@ def _replace(state: StateDict, own: StateDict) -> None:
         state.pop(name, None)
 
 
+def check_shapes(views: list[StateDict], states: list[StateDict], rule: Rule) -> None:
+    """Raises RuntimeError for a state of another shape than its parameter, or without scales."""
+    for i, state in enumerate(states):
+        for name in views[i].keys() & state.keys():
+            _check_shape(f"state of params[{i}]: {name}", state[name], views[i][name])
+        for name in state.keys() & {*rule.state_names}:
+            if state[name].dtype in _CODES and scale_of(name) not in state:
+                raise RuntimeError(f"state of params[{i}] must have {scale_of(name)!r}")
+
+
 def _check_shape(name: str, found: Tensor, expected: Tensor) -> None:
     if found.shape != expected.shape:
         raise RuntimeError(
@@ -194,7 +249,8 @@ def _check_shape(name: str, found: Tensor, expected: Tensor) -> None:
         )
 
 
-def _views(i: int, param: Tensor, tensors: BucketTensors) -> StateDict:
+def views_of(i: int, param: Tensor, tensors: BucketTensors) -> StateDict:
+    """The state of parameter i in the buffers, as users see it."""
     kinds = dict(zip(tensors.rule.state_names, tensors.state, strict=True))
     if tensors.weight_flat is not None:
         kinds["weight"] = cast(list[Tensor], tensors.weight)

@@ -64,9 +64,11 @@ def _holding(bucket: Bucket, indices: list[int], rows: Rows | None, casts: list[
     """Which parameters hold their predictions by ``rows`` (None: their true weights)."""
     holding: set[int] = set()
     if bucket.tensors.weight is not None:
-        for cast in casts:
+        # Predictions that a file knows of were made from the state as it came.
+        sources = [bucket.tensors] if bucket.came is None else [bucket.tensors, bucket.came]
+        for source, cast in itertools.product(sources, casts):
             left = [i for i in indices if i not in holding]
-            holding |= set(left) - differing(bucket, left, rows, cast)
+            holding |= set(left) - differing(bucket, left, rows, cast, source=source)
     return holding
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor
 
-from wpadamw import _backends, layout
+from wpadamw import _backends, checks, layout
 from wpadamw._backends.interface import Gradients
 from wpadamw.bucket import Bucket
 from wpadamw.checks import Group, Mode, check_in_step, check_recoverable, check_running
@@ -210,6 +209,8 @@ class GroupPlan:
 
     def _serve(self, params: list[Tensor], stale: list[Bucket], state: AllStates) -> None:
         """Serves parameters, and those of stale buckets, by new buckets."""
+        # Options are new, or parameters have been cast: the state is left as it is then.
+        checks.check_storage(self.group, self.rules)
         unknown = {id(param) for param in params if state.get(param)}
         held: dict[int, bool] = {}
         for bucket in stale:
@@ -254,7 +255,7 @@ class GroupPlan:
             on_device,
             self.num_looks,
             self.copies,
-            self.is_split and params[0].dtype == torch.bfloat16,
+            self.is_split,
         )
 
     def _by_kind(self, params: list[Tensor]) -> list[list[Tensor]]:

@@ -54,12 +54,20 @@ def is_code(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.int8, torch.uint8)
 
 
-def read_numbers(where: str, entry: Mapping[str, Any], name: str, param: Tensor) -> dict[str, Any]:
+def moments_of(rule: Rule) -> list[str]:
+    """The tensors of a rule's state that may be codes."""
+    return [name for name in rule.state_names if name not in rule.whole_names]
+
+
+def read_numbers(
+    where: str, entry: Mapping[str, Any], name: str, param: Tensor, rule: Rule
+) -> dict[str, Any]:
     """A tensor of the state in any format, and the scales of its codes."""
     value = entry[name]
-    if not is_code(value):
+    if not (is_code(value) and name in moments_of(rule)):
         return {name: read_tensor(f"{where}[{name!r}]", value, param)}
-    _check_alike(f"{where}[{name!r}]", value, param, value.dtype)
+    code = torch.uint8 if name in rule.squares else torch.int8
+    _check_alike(f"{where}[{name!r}]", value, param, code)
     scale = scale_of(name)
     shape = (num_blocks(param.numel()),)
     _check_alike(
@@ -76,13 +84,27 @@ def read_remainder(where: str, value: Any, param: Tensor) -> Tensor:
 
 
 def _check_alike(where: str, value: Any, like: Tensor, dtype: torch.dtype) -> None:
-    is_alike = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    is_alike = isinstance(value, Tensor) and _is_dense(value)
     is_alike = is_alike and value.shape == like.shape and value.dtype == dtype
     if not (is_alike and layout.is_dtensor(value) == layout.is_dtensor(like)):
-        found = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else value
         raise ValueError(
-            f"{where} must be a tensor of shape {tuple(like.shape)} and {dtype}, got {found!r:.200}"
+            f"{where} must be a tensor of shape {tuple(like.shape)} and {dtype}, got "
+            f"{_described(value)}"
         )
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Whether a tensor has a number of its own for each element, in memory."""
+    is_strided = value.layout == torch.strided and not value.is_meta
+    return is_strided and not (value.is_nested or value.is_quantized)
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"{value!r:.200}"
+    if not _is_dense(value):  # a nested one has no shape
+        return f"layout {value.layout} on device {value.device}"
+    return f"{type(value).__name__} of {tuple(value.shape)} and {value.dtype}"
 
 
 def _state_dtype(param: Tensor) -> torch.dtype:
@@ -92,7 +114,7 @@ def _state_dtype(param: Tensor) -> torch.dtype:
 
 def _why_not_like(value: Tensor, param: Tensor) -> str | None:
     """Why a tensor cannot be the state of a parameter, or None if it can."""
-    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+    if not _is_dense(value):
         return f"be dense and have data, got layout {value.layout} on device {value.device}"
     if value.shape != param.shape:
         return f"have shape {tuple(param.shape)} like its parameter, got {tuple(value.shape)}"
@@ -138,8 +160,7 @@ def nothing_to_predict(rule: Rule) -> Tensor:
 
 def _is_record(value: Tensor, width: int) -> bool:
     """Whether a tensor holds a kind, and for each of some updates so many scalars."""
-    is_dense = value.layout == torch.strided and not (value.is_nested or value.is_quantized)
-    if not is_dense or value.is_meta or value.is_complex() or layout.is_dtensor(value):
+    if not _is_dense(value) or value.is_complex() or layout.is_dtensor(value):
         return False
     if value.dim() != 1:
         return False
