@@ -60,7 +60,9 @@ WPADAMW_HOST_DEVICE float scale_of(int32_t magnitude) {
 
 // What roots are multiplied by is a little too large, so that the largest number has the largest code
 // whatever is rounded.
-constexpr float kAbove = 1.0f + 0x1p-20f;
+constexpr float kAbove = 1.0f + 0x1p-22f;
+// Noise stays this far below a whole, so that what has been decoded is rounded to its own code.
+constexpr int32_t kMostNoise = (1 << kBitsOfNoise) - 128;
 
 // Rounded down after a share of the way to the next one; 0 for what is no number.
 WPADAMW_HOST_DEVICE int32_t rounded_code(float root, float factor, float share, int32_t most) {
@@ -94,7 +96,8 @@ struct UInt8 {
     return 255.0f * kAbove / std::sqrt(std::sqrt(scale));
   }
   static WPADAMW_HOST_DEVICE int32_t code_of(float value, float factor, uint32_t noise) {
-    const float share = float(static_cast<int32_t>(noise)) * 0x1p-16f;
+    const auto found = static_cast<int32_t>(noise);
+    const float share = float(found < kMostNoise ? found : kMostNoise) * 0x1p-16f;
     const float root = std::sqrt(std::sqrt(std::fabs(value)));
     const int32_t code = rounded_code(root, factor, share, 255);
     const int32_t least = value > 0.0f;  // what is not zero stays so: it may be divided by

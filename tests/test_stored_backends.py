@@ -22,12 +22,13 @@ PLACES = {
     "bfloat16": (torch.bfloat16, {}),
     "float16": (torch.float16, {}),
     "split": (torch.bfloat16, SPLIT),
+    "none": (torch.bfloat16, {"master": "none", "backup": False}),
 }
 STORED = [
     pytest.param(dtype, {**place, "moments": moments}, id=f"{name}-{moments}")
     for name, (dtype, place) in PLACES.items()
     for moments in ("float32", "bfloat16", "int8")
-    if moments != "float32" or name == "split"
+    if moments != "float32" or name in ("split", "none")
 ]
 FORMATS = ("bfloat16", "int8")
 
@@ -65,7 +66,7 @@ def test_training_from_the_first_step(moments, num_threads, generator):
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule(name, moments, generator):
     case = RULES[name]
-    for dtype, place in (PLACES["float32"], PLACES["split"]):
+    for dtype, place in (PLACES["float32"], PLACES["split"], PLACES["none"]):
         if not place.get("backup", True) and not case.rule().can_recover():
             continue
         pair = Twins(

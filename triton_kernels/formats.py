@@ -22,7 +22,9 @@ MAGNITUDE, INFINITY = tl.constexpr(0x7FFFFFFF), tl.constexpr(0x7F800000)
 QUIET_NAN = tl.constexpr(0x7FC00000)
 # What roots are multiplied by is a little too large, so that the largest number has the largest
 # code whatever is rounded.
-ABOVE = tl.constexpr(1.0 + 2.0**-20)
+ABOVE = tl.constexpr(1.0 + 2.0**-22)
+# Noise stays this far below a whole, so that what has been decoded is rounded to its own code.
+MOST_NOISE = tl.constexpr(2**16 - 128)
 
 
 @triton.jit
@@ -50,7 +52,9 @@ def encoded_blocks(values, noise, FORMAT: tl.constexpr):
     factors = divide(tl.full(scales.shape, MOST * ABOVE, tl.float32), root(scales, FORMAT))
     share = 0.5
     if FORMAT == UINT8:
-        share = in_blocks(noise).to(tl.int32).to(tl.float32) * UNIT_OF_NOISE
+        whole = in_blocks(noise).to(tl.int32)
+        whole = tl.where(whole < MOST_NOISE, whole, MOST_NOISE)
+        share = whole.to(tl.float32) * UNIT_OF_NOISE
     moved = root(float_of(magnitudes), FORMAT) * factors[:, None] + share
     # What is no number has code 0: its scale tells.
     moved = tl.where(moved > 0.0, moved, 0.0)

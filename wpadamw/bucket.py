@@ -71,10 +71,10 @@ class Bucket(BucketState):
         counts_on_device: bool = False,
         num_looks: int = 1,
         copies: Copies | None = None,
-        is_split: bool = False,
+        master: str = "float32",
     ) -> None:
         super().__init__(
-            params, rule, has_backup, backend, states, counts_on_device, num_looks, copies, is_split
+            params, rule, has_backup, backend, states, counts_on_device, num_looks, copies, master
         )
         self.uniform: dict[Mode, list[bool]] = {
             "true": [False] * len(params),

@@ -39,8 +39,8 @@ class BucketState:
         num_looks: of how many shares of updates new predictions consist; older ones, on record in
             the states, may have more.
         copies: where predictions go instead of to the parameters, which stay true then.
-        is_split: true weights have no backup, states may come with one; where parameters are
-            bfloat16 the state has what float32 weights have beyond that.
+        master: where bfloat16 parameters have their float32 weights: in a backup ("float32"), half
+            of them in the state ("split"), or nowhere ("none").
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class BucketState:
         counts_on_device: bool = False,
         num_looks: int = 1,
         copies: Copies | None = None,
-        is_split: bool = False,
+        master: str = "float32",
     ) -> None:
         self.params, self.rule, self.has_backup, self.states = params, rule, has_backup, states
         for i, param in enumerate(params):
@@ -65,15 +65,16 @@ class BucketState:
         self.staged: dict[int, Tensor] = {}
         dense = [self._dense(i, local) for i, local in enumerate(self.watch.locals)]
         num_looks = max(num_looks, most_looks(rule, states))
-        has_rest = is_split and self.dtype == torch.bfloat16
+        is_half = self.dtype == torch.bfloat16
         for i, state in enumerate(states):
-            if "remainder" in state and not (has_rest or has_backup):
+            if "remainder" in state and not (is_half or has_backup):
                 raise RuntimeError(
                     f"params[{i}] must be bfloat16 as its state is, got {self.dtype}"
                 )
         self.tensors = flat_state.allocate(
-            dense, rule, has_backup, self.real_dtype, num_looks, has_rest
+            dense, rule, has_backup, self.real_dtype, num_looks, is_half and master == "split"
         )
+        self.tensors.has_noisy_params = is_half and master == "none"
         self.copies = copies
         if copies is not None:
             self.tensors.weight = dense
@@ -95,7 +96,9 @@ class BucketState:
         flat_state.check_shapes(views, states, rule)
         self.state_versions: Versions | None = None
         # From which parameters got what they hold, and a model that is loaded later has it.
-        self.came = flat_state.as_it_came(states, self.tensors, is_split) if not copies else None
+        self.came = None
+        if not copies:
+            self.came = flat_state.as_it_came(states, self.tensors, master != "float32")
         self.to_begin = self.lacking if self.came is None else list(range(len(params)))
         if self.brings_weights():
             self.take_weights(range(len(params)))

@@ -116,7 +116,7 @@ def _num_params(saved: Group) -> int:
 def _read_group(saved: Group, group: Group, options: Iterable[str], index: int) -> Group:
     loaded = {key: _copied(value) for key, value in saved.items() if key not in _KEPT}
     _check_has_weights(saved, group, index)
-    if group["master"] == "split" and _has_weights(saved):  # they are split
+    if group["master"] != "float32" and _has_weights(saved):  # parameters take them
         loaded |= {"backup": False, "weights_are": "true"}
     if loaded.get("backup", ...) is None:  # predictions were in copies
         del loaded["backup"]

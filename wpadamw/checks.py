@@ -185,7 +185,7 @@ def check_storage(group: Group, rules: Rules) -> None:
     _check_master(group)
     if group["backup"]:
         return
-    own_masters = (torch.bfloat16,) if group["master"] == "split" else ()
+    own_masters = () if group["master"] == "float32" else (torch.bfloat16,)
     narrow = [p.dtype for p in group["params"] if p.dtype in _NARROW and p.dtype not in own_masters]
     if narrow:
         raise ValueError(f"backup=False needs float32 or float64 params, got {narrow[0]}")
@@ -212,16 +212,17 @@ def _check_moments(group: Group, rules: Rules) -> None:
 
 
 def _check_master(group: Group) -> None:
-    if group["master"] == "float32":
+    if (master := group["master"]) == "float32":
         return
     if group["backup"]:
         raise ValueError(
-            "master='split' needs backup=False: true weights are computed from the predicted ones"
+            f"master={master!r} needs backup=False: true weights are computed from the predicted "
+            "ones"
         )
     if torch.float16 in (found := [param.dtype for param in group["params"]]):
-        raise ValueError(f"master='split' needs bfloat16 or wider params, got {torch.float16}")
+        raise ValueError(f"master={master!r} needs bfloat16 or wider params, got {torch.float16}")
     if found and torch.bfloat16 not in found:
-        raise ValueError(f"master='split' needs bfloat16 params, got {found[0]}")
+        raise ValueError(f"master={master!r} needs bfloat16 params, got {found[0]}")
 
 
 def check_recoverable(group: Group, rules: Rules) -> None:

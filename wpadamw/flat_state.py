@@ -136,7 +136,7 @@ def as_it_came(
     dtype = torch.promote_types(tensors.params[0].dtype, torch.float32)
     found = allocate(tensors.params, decoded(tensors.rule), takes_weights, dtype, tensors.num_looks)
     if not takes_weights:
-        shared = ("weight", "weight_flat", "rest", "rest_flat")
+        shared = ("weight", "weight_flat", "rest", "rest_flat", "has_noisy_params")
         found = dataclasses.replace(found, **{name: getattr(tensors, name) for name in shared})
     for i, state in enumerate(states):
         _begin_weight(i, state, found)

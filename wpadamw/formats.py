@@ -24,7 +24,9 @@ _WORD = 0xFFFFFFFF
 _BITS_OF_COUNT = 25  # float32 counts whole numbers up to 2^24
 # What roots are multiplied by is a little too large, so that the largest number has the largest
 # code whatever is rounded.
-_ABOVE = 1.0 + 2.0**-20
+_ABOVE = 1.0 + 2.0**-22
+# Noise stays this far below a whole, so that what has been decoded is rounded to its own code.
+_MOST_NOISE = (1 << _BITS_OF_NOISE) - 128
 
 
 class Format(NamedTuple):
@@ -107,7 +109,11 @@ def _encoded(form: Format, values: Tensor, noise: Tensor | None) -> list[Tensor]
     scales = _largest(magnitudes)
     # As tensors: torch takes a number over a tensor as a product with the reciprocal.
     factors = torch.full_like(scales, form.most * _ABOVE) / _root(form, scales)
-    share = 0.5 if noise is None else _blocks(noise.reshape(-1)).float() * 2.0**-_BITS_OF_NOISE
+    share = (
+        0.5
+        if noise is None
+        else _blocks(noise.reshape(-1)).clamp(max=_MOST_NOISE).float() * 2.0**-_BITS_OF_NOISE
+    )
     codes = torch.floor(_root(form, magnitudes) * factors[:, None] + share)
     # What is no number has code 0: its scale tells.
     codes = torch.where(codes > 0.0, codes, 0.0).clamp(max=form.most)

@@ -66,7 +66,7 @@ def _check_moments(name: str, value: Any) -> None:
 
 
 def _check_master(name: str, value: Any) -> None:
-    _check_one_of(name, value, ("float32", "split"))
+    _check_one_of(name, value, ("float32", "split", "none"))
 
 
 def _check_hint(name: str, value: Any) -> None:

@@ -56,7 +56,7 @@ class GroupPlan:
         # With copies parameters hold their true weights.
         self.has_backup = copies is None and self.wants_backup
         self.num_looks = num_looks(group)
-        self.is_split: bool = group["master"] == "split"
+        self.master: str = group["master"]
         self.params: list[Tensor] = list(group["params"])
         self.served = _Served([], list(self.params), [])
         self.standings: list[Standing] | None = None
@@ -78,7 +78,7 @@ class GroupPlan:
             and self.copies is copies
             and self.wants_backup == group["backup"]
             and self.is_capturable == group["capturable"]
-            and self.is_split == (group["master"] == "split")
+            and self.master == group["master"]
             and self.num_looks >= num_looks(group)
             and are_same(self.params, group["params"])
         )
@@ -231,18 +231,16 @@ class GroupPlan:
         self.standings = self._standings()
 
     def _standings(self) -> list[Standing] | None:
-        standings = [Standing.of(bucket) for bucket in self.buckets]
-        return None if None in standings else cast(list[Standing], standings)
+        found = [Standing.of(bucket) for bucket in self.buckets]
+        return None if None in found else cast(list[Standing], found)
 
     def _bucket(self, params: list[Tensor], state: AllStates, held: dict[int, bool]) -> Bucket:
         backend = _backends.choose(self.backend_name, params[0].device.type)
         # A new parameter holds its true weights; one with a state, what its group is said to hold.
         holding = [held.get(id(p), self.is_predicted and bool(state.get(p))) for p in params]
-        # Defaultdict: asking for the state of a parameter creates it.
-        states = [state[param] for param in params]
+        states = [state[param] for param in params]  # of a defaultdict: created where there is none
         rule = self.rules.of(params[0])
-        # Overflow and captured steps: the host does not know what the device will have counted. Nor
-        # does it know what was summed there.
+        # The host knows nothing of overflow, of captured steps, and of what was summed on a device.
         on_device = bool(self.amp or self.is_capturable or rule.num_terms)
         on_device = on_device and layout.host_must_not_wait(params[0].device)
         return BUCKETS[rule.is_of_matrices, self.copies is not None](
@@ -255,7 +253,7 @@ class GroupPlan:
             on_device,
             self.num_looks,
             self.copies,
-            self.is_split,
+            self.master,
         )
 
     def _by_kind(self, params: list[Tensor]) -> list[list[Tensor]]:

@@ -111,7 +111,8 @@ class Serving(Optimizer):
         rules = [self._rule(group), self._rule_of_rest(group)]
         if group["ema"] is not None:
             rules = list(map(averaged, rules))
-        return Rules(*(stored(rule, group["moments"]) for rule in rules))
+        is_noisy = group["master"] == "none"
+        return Rules(*(stored(rule, group["moments"], is_noisy) for rule in rules))
 
     def _params(self) -> list[Tensor]:
         """The parameters of all groups."""

@@ -54,7 +54,7 @@ class WPAdamW(WeightPrediction):
             `step`, and `predict` before the next forward uses the lr of that moment.
         backup: keep a copy of the true weights (4 bytes per float32 parameter). If False they are
             computed from the predicted ones, to a few ulp; float32, float64 and complex only, and
-            bfloat16 with ``master="split"``.
+            bfloat16 with another ``master``.
         ema: keep the exponential average of the true weights, corrected for its beginning, in which
             a new weight has this share, in (0, 1]; 4 bytes per float32 parameter. None: do not. See
             `averaged_weights` and `switch_to_average`.
@@ -63,7 +63,8 @@ class WPAdamW(WeightPrediction):
             are computed, a prediction by what is stored of them. See docs/memory.md.
         master: where bfloat16 parameters have their float32 weights: ``"float32"``, in the backup,
             or ``"split"``: the parameter is the upper half of the predicted weight, the state has
-            the lower one, and true weights are computed back (needs ``backup=False``).
+            the lower one; ``"none"``: they have none, a step rounds them with noise. True weights
+            are computed back from both (``backup=False``).
         amp: take part in the gradient scaler's protocol: the step unscales, and does nothing after
             an overflow; on CUDA devices the host does not wait to know.
         backend: ``"auto"`` or the name of a backend, see `wpadamw.backends`.
@@ -110,7 +111,7 @@ class WPAdamW(WeightPrediction):
         backup: bool = True,
         ema: float | None = None,
         moments: Literal["float32", "bfloat16", "int8"] = "float32",
-        master: Literal["float32", "split"] = "float32",
+        master: Literal["float32", "split", "none"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

@@ -74,7 +74,7 @@ class WPAdaPlus(WeightPrediction):
         backup: bool = True,
         ema: float | None = None,
         moments: Literal["float32", "bfloat16", "int8"] = "float32",
-        master: Literal["float32", "split"] = "float32",
+        master: Literal["float32", "split", "none"] = "float32",
         amp: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,

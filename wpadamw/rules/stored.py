@@ -27,14 +27,17 @@ class Stored(Around):
 
 
 @functools.cache
-def stored(rule: Rule, moments: str) -> Rule:
-    """A rule with its moments in a format: the same object for the same, as plans compare them."""
-    if moments == "float32":
+def stored(rule: Rule, moments: str, is_noisy: bool = False) -> Rule:
+    """A rule with its moments in a format: the same object for the same, as plans compare them.
+
+    ``is_noisy``: whether parameters are rounded with noise, too.
+    """
+    if moments == "float32" and not is_noisy:
         return rule
     if moments not in OF_MOMENTS:
         raise ValueError(f"moments must be one of {(*OF_MOMENTS,)}, got {moments!r:.200}")
     formats = tuple(_format_of(name, rule, moments) for name in rule.state_names)
-    return Stored(rule, formats, any(form.is_noisy for form in formats))
+    return Stored(rule, formats, is_noisy or any(form.is_noisy for form in formats))
 
 
 def _format_of(name: str, rule: Rule, moments: str) -> Format:
