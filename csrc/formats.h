@@ -8,8 +8,8 @@
 
 namespace wpadamw {
 
-enum class Format : int { kWhole, kBFloat16, kNoisyBFloat16, kInt8, kUInt8 };
-constexpr int kNumFormats = 5;
+enum class Format : int { kWhole, kBFloat16, kInt8, kUInt8 };
+constexpr int kNumFormats = 4;
 
 // Neighbours that share a scale.
 constexpr int kFormatBlock = 64;
@@ -18,7 +18,7 @@ WPADAMW_HOST_DEVICE constexpr bool has_scales(Format format) {
   return format == Format::kInt8 || format == Format::kUInt8;
 }
 WPADAMW_HOST_DEVICE constexpr bool is_noisy(Format format) {
-  return format == Format::kNoisyBFloat16 || format == Format::kUInt8;
+  return format == Format::kBFloat16 || format == Format::kUInt8;
 }
 
 // Noise: of 16 bits, a hash of the place of a number in its tensor, and of the update.

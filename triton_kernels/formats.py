@@ -10,8 +10,8 @@ import triton.language as tl
 from wpadamw.triton_kernels.exact import divide, sqrt
 
 # The order of FORMATS in the specification.
-WHOLE, BFLOAT16, NOISY_BFLOAT16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-INT8, UINT8 = tl.constexpr(3), tl.constexpr(4)
+WHOLE, BFLOAT16 = tl.constexpr(0), tl.constexpr(1)
+INT8, UINT8 = tl.constexpr(2), tl.constexpr(3)
 
 BLOCK_NUMEL = tl.constexpr(64)
 BITS_OF_NOISE = tl.constexpr(16)
@@ -30,10 +30,8 @@ MOST_NOISE = tl.constexpr(2**16 - 128)
 @triton.jit
 def encoded(values, noise, FORMAT: tl.constexpr):
     """What is stored of numbers without scales."""
-    if FORMAT == NOISY_BFLOAT16:
+    if FORMAT == BFLOAT16:
         stored = noisy_bfloat16(values, noise)
-    elif FORMAT == BFLOAT16:
-        stored = nearest_bfloat16(values)
     else:
         stored = values
     return stored

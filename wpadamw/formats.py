@@ -66,18 +66,17 @@ class Format(NamedTuple):
 
 
 WHOLE = Format("whole")
-BFLOAT16 = Format("bfloat16", torch.bfloat16)
-NOISY_BFLOAT16 = Format("noisy_bfloat16", torch.bfloat16, is_noisy=True)
+BFLOAT16 = Format("bfloat16", torch.bfloat16, is_noisy=True)
 # A number x with a sign is the square of its code, of the largest magnitude in its block:
 # |x| = (code/127)^2 * scale. A mean of squares is its fourth power: x = (code/255)^4 * scale.
 INT8 = Format("int8", torch.int8, most=127)
 UINT8 = Format("uint8", torch.uint8, most=255, is_noisy=True)
 
-FORMATS = (WHOLE, BFLOAT16, NOISY_BFLOAT16, INT8, UINT8)
+FORMATS = (WHOLE, BFLOAT16, INT8, UINT8)
 # By the option `moments`: of what has a sign, and of means of squares.
 OF_MOMENTS = {
     "float32": (WHOLE, WHOLE),
-    "bfloat16": (BFLOAT16, NOISY_BFLOAT16),
+    "bfloat16": (BFLOAT16, BFLOAT16),
     "int8": (INT8, UINT8),
 }
 

@@ -104,16 +104,10 @@ struct Numbers {
       store_codes<Int8>(values, n, first, static_cast<int8_t*>(memory), scales);
     } else if (format == Format::kUInt8) {
       store_codes<UInt8>(values, n, first, static_cast<uint8_t*>(memory), scales);
-    } else if (format == Format::kNoisyBFloat16) {
-#pragma GCC ivdep
-      for (int64_t j = 0; j < n; ++j) {
-        halves[j] = noisy_bfloat16(values[j], noise_at(static_cast<uint32_t>(j), first));
-        values[j] = to_real(halves[j]);
-      }
     } else {
 #pragma GCC ivdep
       for (int64_t j = 0; j < n; ++j) {
-        halves[j] = Round<bfloat16>::from(values[j]);
+        halves[j] = noisy_bfloat16(values[j], noise_at(static_cast<uint32_t>(j), first));
         values[j] = to_real(halves[j]);
       }
     }

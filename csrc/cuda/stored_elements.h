@@ -268,10 +268,8 @@ struct StoredElements {
         words.put(j, static_cast<uint8_t>(Int8::code_of(values[j], factor, noise)));
       } else if (format == Format::kUInt8) {
         words.put(j, static_cast<uint8_t>(UInt8::code_of(values[j], factor, noise)));
-      } else if (format == Format::kNoisyBFloat16) {
-        words.put(j, noisy_bfloat16(values[j], noise).bits);
       } else {
-        words.put(j, Round<bfloat16>::from(values[j]).bits);
+        words.put(j, noisy_bfloat16(values[j], noise).bits);
       }
     }
     return words;
