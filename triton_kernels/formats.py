@@ -30,11 +30,7 @@ MOST_NOISE = tl.constexpr(2**16 - 128)
 @triton.jit
 def encoded(values, noise, FORMAT: tl.constexpr):
     """What is stored of numbers without scales."""
-    if FORMAT == BFLOAT16:
-        stored = noisy_bfloat16(values, noise)
-    else:
-        stored = values
-    return stored
+    return noisy_bfloat16(values, noise) if FORMAT == BFLOAT16 else values
 
 
 # Codes of blocks.
