@@ -32,6 +32,7 @@ def network():
 def train(net, opt, steps):
     for k in steps:
         inputs = torch.randn(8, 7, generator=torch.Generator().manual_seed(k))
+        inputs = inputs.to(next(net.parameters()).dtype)
         net(inputs).square().mean().backward()
         opt.step()
         opt.zero_grad()

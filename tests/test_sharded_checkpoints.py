@@ -11,24 +11,29 @@ from processes import needs_gloo, network, run, train
 import wpadamw
 
 pytestmark = [needs_gloo, pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")]
-KINDS = ("replicated", "sharded")
+KINDS = ("replicated", "sharded", "small")
+# Parameters of two halves, the lower one and the moments in the state.
+SMALL = {"moments": "bfloat16", "master": "split", "backup": False}
 
 
 def made(kind, seed=0):
     from torch.distributed.fsdp import fully_shard
 
-    net = network()
+    is_small = kind == "small"
+    net = network().to(torch.bfloat16 if is_small else torch.float32)
     with torch.no_grad():
         for param in net.parameters():
             param += seed
-    if kind == "sharded":
+    if kind != "replicated":
         fully_shard(net)
-    opt = wpadamw.WPAdamW(net.parameters(), lr=1e-2)
+    opt = wpadamw.WPAdamW(net.parameters(), lr=1e-2, **(SMALL if is_small else {}))
     wpadamw.attach(net, opt)
     return net, opt
 
 
 def whole(tensor):
+    if tensor.dtype == torch.int16:  # which collectives do not know
+        tensor = tensor.int()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

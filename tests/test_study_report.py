@@ -174,6 +174,15 @@ def test_families_compare_prediction_with_none(results):
     assert "WPAdamW" not in text
 
 
+def test_formats_are_compared_with_float32(results):
+    add(results, "WPAdamW, s = 1", 0.5)
+    add(results, "s = 1, int8 moments", 0.75)
+    text = study_comparisons.formats([results])
+    assert line(text, "s = 1, int8 moments")[1] == "+0.2500 ± 0.0000, **worse**"
+    assert "int8" not in study_comparisons.rules([results])
+    assert study_comparisons.formats([study(["gpt"])]) == "No small format was trained."
+
+
 def with_rules(*tasks, by):
     found = study(tasks)
     for task in tasks:

@@ -96,6 +96,16 @@ def test_evaluation_has_other_seeds_and_looks_beside_the_best():
     }
 
 
+def test_a_format_is_trained_at_the_best_rate_of_another_optimizer_alone():
+    usual, small = entry("WPAdamW, s = 1"), entry("s = 1, int8 moments")
+    train, asked = losses_by_rate(lambda lr: abs(math.log(lr / usual.rate(1))))
+    best = search.search([usual, small], train)
+    assert best == {usual: 1, small: 1}
+    assert {wish.optimizer for wish in asked} == {"WPAdamW, s = 1"}
+    of_small = [wish for wish in search.evaluation(best, 5) if wish.optimizer == small.name]
+    assert {(wish.lr, wish.seed) for wish in of_small} == {(usual.rate(1), s) for s in range(5)}
+
+
 # A whole study.
 
 
