@@ -337,4 +337,10 @@ def test_the_probe_steps_with_every_kind_but_those_that_say_nothing():
         'WPAdamW(prediction="rollout") over torch.float32',
         "WPAdamW over torch.bfloat16",
         "WPAdamW(compute_dtype=torch.bfloat16) over torch.float32",
+        'WPAdamW(compute_dtype=torch.bfloat16, moments="bfloat16") over torch.float32',
+        'WPAdamW(moments="bfloat16") over torch.float32',
+        'WPAdamW(moments="int8") over torch.float32',
+        'WPAdamW(master="split") over torch.float32',
+        'WPAdamW(master="split", moments="bfloat16") over torch.float32',
+        'WPAdamW(master="split", moments="int8") over torch.float32',
     ]

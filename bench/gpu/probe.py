@@ -35,6 +35,8 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"amp": True},
     {"capturable": True},
     {"compute_dtype": torch.bfloat16},
+    {"moments": "bfloat16"},
+    {"moments": "int8", "backup": False},
 )
 
 
@@ -84,13 +86,14 @@ def _exercise(optimizer: WPAdamW) -> None:
 
 def profile(device: torch.device, numel: int = LARGE) -> list[str]:
     """One step of each optimizer."""
-    done = []
+    done: list[str] = []
     for part, dtype in PARTS.items():
         for entrant in entrants_on(device, part):
-            if entrant.missing is None and entrant.name not in NOT_PROFILED:
+            name = f"{entrant.name} over {dtype}"  # that of some is in several parts
+            if entrant.missing is None and entrant.name not in NOT_PROFILED and name not in done:
                 optimizer = entrant.build(Shape.equal(1, numel, dtype, device).parameters())
                 _profile(optimizer.step, device)
-                done.append(f"{entrant.name} over {dtype}")
+                done.append(name)
     return done
 
 
