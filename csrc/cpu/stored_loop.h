@@ -81,29 +81,6 @@ class Piece {
     }
   }
 
-  // Asks for what the next piece of as many elements will read.
-  void prefetch_next(bool has_grad) const {
-    const int64_t element = begin_ + size;
-    const auto prefetch = [&](uintptr_t first, int64_t at, int64_t num_bytes) {
-      constexpr int64_t kLine = 64;
-      const auto* bytes = reinterpret_cast<const char*>(first) + at * num_bytes;
-      for (int64_t byte = 0; byte < size * num_bytes; byte += kLine) {
-        __builtin_prefetch(bytes + byte, 0, 2);
-      }
-    };
-    const auto flat = [&](const void* first, int64_t num_bytes) {
-      prefetch(reinterpret_cast<uintptr_t>(first), task_.offset + element, num_bytes);
-    };
-    const int64_t param_size = is_param_whole() ? 4 : 2;
-    prefetch(task_.param, element, param_size);
-    if (has_grad) prefetch(task_.grad, element, task_.has_real_grad ? 4 : param_size);
-    if (task_.weight != 0) prefetch(task_.weight, element, 4);
-    if (task_.rest != nullptr) flat(task_.rest, 2);
-    for (int k = 0; k < num_tensors(); ++k) {
-      flat(task_.state[k], format(k) == Format::kWhole ? 4 : has_scales(format(k)) ? 1 : 2);
-    }
-  }
-
   void load_grad() {
     if (task_.has_real_grad) {
       whole_.grad = at(task_.grad, sizeof(float));
@@ -165,7 +142,6 @@ void run_stored(const Task& task, const RunTable& whole, Operation operation, So
   for (; begin < end; begin += kPiece) {
     const int64_t n = end - begin < kPiece ? end - begin : kPiece;
     Piece<kPiece> piece(task, begin, n);
-    piece.prefetch_next(is_step(operation));
     if (source != Source::kBackup || task.terms != nullptr) piece.load_param();
     if (operation != Operation::kRestore || source == Source::kPrediction) piece.load_state();
     if (is_step(operation)) {
