@@ -101,9 +101,10 @@ def with_reference(all_results: Sequence[Results], only_short: bool = False) -> 
 
 
 def is_short_listed(name: str) -> bool:
-    """Whether the README shows it: prediction by a constant number of steps, averages, peers."""
-    is_constant = re.fullmatch(f"{PREDICTING}[0-9.]+", name) is not None
-    return is_constant or name in PEERS or name.endswith(AVERAGED)
+    """Whether it is prediction by a constant number of steps, a peer, or an average of AdamW's."""
+    plain = name.removesuffix(AVERAGED)
+    is_constant = re.fullmatch(f"{PREDICTING}[0-9.]+", plain) is not None
+    return is_constant or plain in (*PEERS, "AdamW")
 
 
 def summary(all_results: Sequence[Results]) -> str:
