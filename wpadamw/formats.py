@@ -19,7 +19,6 @@ from wpadamw.rules.rule import sqrt
 BLOCK_NUMEL = 64
 
 _BITS_OF_NOISE = 16
-_HALF = 1 << (_BITS_OF_NOISE - 1)
 _WORD = 0xFFFFFFFF
 _BITS_OF_COUNT = 25  # float32 counts whole numbers up to 2^24
 # What roots are multiplied by is a little too large, so that the largest number has the largest
